@@ -1,0 +1,29 @@
+"""Operators of networks that gate channels and skip layers per sample: tensors in, tensors out.
+
+Every operator is one file named after it; the plain torch reference in it defines what all other
+implementations compute. `backend(...)` chooses among them.
+"""
+
+from __future__ import annotations
+
+from ddi_kernels.active_channels import active_channels
+from ddi_kernels.backends import backend, current_backend
+from ddi_kernels.collect_env import collect_env
+from ddi_kernels.fold import fold_bn
+from ddi_kernels.gated_conv2d import gated_conv2d
+from ddi_kernels.gather_samples import gather_samples
+from ddi_kernels.prepack_conv2d import prepack_conv2d
+from ddi_kernels.scatter_samples import scatter_samples, scatter_samples_
+
+__all__ = [
+    "active_channels",
+    "backend",
+    "collect_env",
+    "current_backend",
+    "fold_bn",
+    "gated_conv2d",
+    "gather_samples",
+    "prepack_conv2d",
+    "scatter_samples",
+    "scatter_samples_",
+]

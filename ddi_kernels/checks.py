@@ -1,0 +1,85 @@
+"""What the checks of all operators share: the wording of an error, small argument checks, and the
+memory format that an output takes from its input. A check costs a comparison; text is only built
+once something is wrong, so that checks are cheap and traceable by torch.compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def argument_error(op: str, argument: str, got: Any, expected: str, remedy: str = "") -> ValueError:
+    """The one form of an argument error: operator, argument, what is allowed, what came, remedy."""
+    text = f"{op}: argument '{argument}': expected {expected}, got {got}"
+    return ValueError(f"{text}. {remedy}" if remedy else text)
+
+
+def describe(value: Any) -> str:
+    """Dtype, shape and device of a tensor, or the type of anything else, for an error text."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r:.60}"
+
+
+def check_tensor(op: str, argument: str, value: Any, dims: int | None = None) -> None:
+    """Raises unless value is a tensor, with so many dimensions if `dims` is given."""
+    if not isinstance(value, Tensor) or (dims is not None and value.dim() != dims):
+        form = "a tensor" if dims is None else f"a {dims}-dimensional tensor"
+        raise argument_error(op, argument, describe(value), form)
+
+
+def check_like(
+    op: str, argument: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor
+) -> None:
+    """Raises unless value is a tensor of this shape and dtype on the device of `like`."""
+    if (
+        not isinstance(value, Tensor)
+        or value.shape != shape
+        or value.dtype != dtype
+        or value.device != like.device
+    ):
+        expected = f"{dtype} of shape {tuple(shape)} on {like.device}"
+        raise argument_error(op, argument, describe(value), expected)
+
+
+def check_at_least(op: str, argument: str, value: Any, minimum: int) -> None:
+    """Raises unless value is an integer of at least `minimum`."""
+    if not isinstance(value, int | torch.SymInt) or value < minimum:
+        raise argument_error(op, argument, describe(value), f"an integer of at least {minimum}")
+
+
+def as_pair(value: Any) -> Any:
+    """An int twice, anything else as it is: `check_pair` judges it."""
+    return (value, value) if isinstance(value, int) else value
+
+
+def check_pair(op: str, argument: str, value: Any, minimum: int) -> None:
+    """Raises unless value is two integers, each at least `minimum` and below 2**31."""
+    if (
+        not isinstance(value, tuple | list)
+        or len(value) != 2
+        or not all(isinstance(v, int | torch.SymInt) and minimum <= v < 2**31 for v in value)
+    ):
+        expected = f"an integer or two, each at least {minimum} and below 2**31"
+        raise argument_error(op, argument, describe(value), expected)
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """channels_last for a 4-dimensional tensor that is so and not also contiguous, else contiguous.
+
+    Outputs take this format, so that a chain of operators keeps the layout it was started in.
+    """
+    if (
+        x.dim() == 4
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    ):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def empty_output(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An output of this shape, not yet written, in the dtype, device and memory format of x."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))

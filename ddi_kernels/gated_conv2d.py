@@ -1,0 +1,293 @@
+"""Convolution that computes only the open input and output channels of each sample.
+
+y = act(scale * mask * (conv(x * in_mask) + bias) + residual), with x [N, Ci, H, W] of any strides
+(channels_last is fastest) and bool masks over channel groups of each sample. A channel that is
+closed is neither read nor multiplied by the native kernel, so time falls with the product of the
+open input and open output fractions; bias, scale, residual and ReLU ride along in the epilogue.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddi_kernels.active_channels import expand_groups, group_count
+from ddi_kernels.backends import use_native
+from ddi_kernels.checks import (
+    argument_error,
+    as_pair,
+    check_at_least,
+    check_like,
+    check_pair,
+    check_tensor,
+    describe,
+    empty_output,
+    memory_format_of,
+)
+from ddi_kernels.prepack_conv2d import DTYPES, packed_numel
+from ddi_kernels.registry import Op, register
+
+_NAME = "gated_conv2d"
+_SCHEMA = (
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor? packed, Tensor? in_mask, Tensor? out_mask, "
+    "Tensor? scale, Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, int groups, "
+    "int in_group_size, int out_group_size, bool relu) -> Tensor"
+)
+_DIFFERENTIABLE = (0, 1, 2, 6, 7)  # x, weight, bias, scale, residual
+
+
+def gated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    packed: Tensor | None = None,
+    in_mask: Tensor | None = None,
+    out_mask: Tensor | None = None,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    in_group_size: int = 1,
+    out_group_size: int = 1,
+    activation: Literal["relu"] | None = None,
+) -> Tensor:
+    """Convolution over the open channels of each sample.
+
+    Computes act(scale * mask * (conv(x * in_mask) + bias) + residual), the gated layer of Bejnordi
+    et al., "Batch-Shaping for Learning Conditional Channel Gated Networks", ICLR 2020. Closed input
+    channels are never read (they may hold NaN). A closed output channel is 0 without a residual
+    and act(residual) with one, whatever its weight, bias or scale.
+
+    Where a gradient is needed the dense masked reference runs. The masks are constants of it: for
+    straight-through training pass the hard 0/1 gate as a differentiable `scale`, and no `out_mask`.
+
+    Args:
+        x: Tensor[N, Ci, H, W] of a floating dtype and any strides.
+        weight: Tensor[Co, Ci / groups, kh, kw] of x's dtype.
+        bias: Tensor[Co] of x's dtype.
+        packed: prepack_conv2d(weight), saves reordering the weights on every native call.
+        in_mask: bool[N, ceil(Ci / in_group_size)], the open groups of input channels.
+        out_mask: bool[N, ceil(Co / out_group_size)], the open groups of output channels.
+        scale: Tensor[N, ceil(Co / out_group_size)] of x's dtype.
+        residual: Tensor[N, Co, Ho, Wo] of x's dtype and any strides, added before the activation.
+        stride, padding, dilation: as in torch.nn.functional.conv2d, ints or pairs of ints.
+        groups: convolution groups; only 1 is accelerated.
+        in_group_size: input channels per entry of in_mask; the last group may be short.
+        out_group_size: output channels per entry of out_mask and scale.
+        activation: None or "relu".
+
+    Returns:
+        Tensor[N, Co, Ho, Wo], channels_last if x is (and not also contiguous), else contiguous.
+
+    Raises:
+        ValueError: an argument has the wrong type, shape, dtype or range.
+        RuntimeError: the backend chosen by name cannot run this call.
+
+    Example:
+        >>> import torch
+        >>> from ddi_kernels import gated_conv2d
+        >>> x, weight = torch.ones(1, 2, 3, 3), torch.ones(2, 2, 3, 3)
+        >>> gate = torch.tensor([[True, False]])
+        >>> gated_conv2d(x, weight, in_mask=gate, out_mask=gate).flatten().tolist()
+        [9.0, 0.0]
+    """
+    if activation is not None and activation != "relu":
+        raise argument_error(_NAME, "activation", describe(activation), "None or 'relu'")
+    args = (
+        x, weight, bias, packed, in_mask, out_mask, scale, residual,
+        as_pair(stride), as_pair(padding), as_pair(dilation), groups, in_group_size,
+        out_group_size, activation == "relu",
+    )  # fmt: skip
+    check_tensor(_NAME, "x", x)
+    if torch.is_autocast_enabled(x.device.type):
+        return _OP(*args)
+    return _run(*args)
+
+
+def _run(*args: Any) -> Tensor:
+    if torch.is_grad_enabled() and any(
+        isinstance(args[i], Tensor) and args[i].requires_grad for i in _DIFFERENTIABLE
+    ):
+        return reference(*args)
+    if use_native(_NAME, _unsupported(args[0], args[11])):
+        try:
+            if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+                return _OP(*args)
+            # No gradient is needed here, and asking for one again is half of a small call's time.
+            with torch._C._AutoDispatchBelowAutograd():
+                return _OP(*args)
+        except RuntimeError:
+            check_args(*args)  # words the same mistake alike on all backends
+            raise
+    return reference(*args)
+
+
+def _unsupported(x: Tensor, groups: int) -> str | None:
+    if not x.is_cpu:
+        return f"it has no kernel for {x.device.type} tensors"
+    if x.dtype not in DTYPES:
+        return f"it computes in float32 and float64, not in {x.dtype}"
+    if groups != 1:
+        return f"it has no grouped convolution (groups={groups})"
+    return None
+
+
+def check_args(
+    x: Any, weight: Any, bias: Any, packed: Any, in_mask: Any, out_mask: Any, scale: Any,
+    residual: Any, stride: Any, padding: Any, dilation: Any, groups: Any, in_group_size: Any,
+    out_group_size: Any, relu: bool,
+) -> tuple[int, int, int, int]:  # fmt: skip
+    """Raises ValueError for the first argument that is wrong; the output's shape otherwise."""
+    shape = _output_shape(x, weight, stride, padding, dilation, groups)
+    check_at_least(_NAME, "in_group_size", in_group_size, 1)
+    check_at_least(_NAME, "out_group_size", out_group_size, 1)
+    n, co = shape[:2]
+    gates_in = (n, group_count(x.shape[1], in_group_size))
+    gates_out = (n, group_count(co, out_group_size))
+    for name, value, form, dtype in (
+        ("weight", weight, tuple(weight.shape), x.dtype),
+        ("bias", bias, (co,), x.dtype),
+        ("in_mask", in_mask, gates_in, torch.bool),
+        ("out_mask", out_mask, gates_out, torch.bool),
+        ("scale", scale, gates_out, x.dtype),
+        ("residual", residual, shape, x.dtype),
+    ):
+        if value is not None:
+            check_like(_NAME, name, value, form, dtype, like=x)
+    if packed is not None:
+        if groups != 1:
+            remedy = "Grouped convolutions have no packed form: pass packed=None."
+            raise argument_error(_NAME, "packed", describe(packed), "None for groups > 1", remedy)
+        check_like(_NAME, "packed", packed, (packed_numel(weight),), x.dtype, like=x)
+    return shape
+
+
+def _output_shape(
+    x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> tuple[int, int, int, int]:
+    check_tensor(_NAME, "x", x, dims=4)
+    if not x.dtype.is_floating_point or min(x.shape[1:]) < 1:
+        raise argument_error(_NAME, "x", describe(x), "a floating dtype, and no zero but the batch")
+    check_tensor(_NAME, "weight", weight, dims=4)
+    check_at_least(_NAME, "groups", groups, 1)
+    ci, (co, ci_per_group, kh, kw) = x.shape[1], weight.shape
+    if min(weight.shape) < 1 or ci_per_group * groups != ci or co % groups:
+        expected = f"shape (Co, {ci} / {groups}, kh, kw) with Co a multiple of {groups}"
+        raise argument_error(_NAME, "weight", describe(weight), expected)
+    for name, pair, minimum in (
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        check_pair(_NAME, name, pair, minimum)
+    ho, wo = (
+        (size + 2 * pad - step * (kernel - 1) - 1) // jump + 1
+        for size, pad, step, kernel, jump in zip(
+            x.shape[2:], padding, dilation, (kh, kw), stride, strict=True
+        )
+    )
+    if ho < 1 or wo < 1:
+        remedy = "The dilated kernel is larger than the padded image."
+        raise argument_error(_NAME, "x", describe(x), "an output of at least 1x1", remedy)
+    return x.shape[0], co, ho, wo
+
+
+def reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None, in_mask: Tensor | None,
+    out_mask: Tensor | None, scale: Tensor | None, residual: Tensor | None,
+    stride: Any, padding: Any, dilation: Any, groups: int,
+    in_group_size: int, out_group_size: int, relu: bool,
+) -> Tensor:  # fmt: skip
+    """Plain torch `gated_conv2d`, the specification of all other implementations.
+
+    Dense, differentiable, and masked by selection: a product would let a NaN through a closed gate.
+    """
+    shape = check_args(
+        x, weight, bias, packed, in_mask, out_mask, scale, residual,
+        stride, padding, dilation, groups, in_group_size, out_group_size, relu,
+    )  # fmt: skip
+    memory_format = memory_format_of(x)
+    if in_mask is not None:
+        x = torch.where(_per_channel(in_mask, x.shape[1], in_group_size), x, 0)
+    y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if scale is not None:
+        y = y * _per_channel(scale, shape[1], out_group_size)
+    if out_mask is not None:
+        y = torch.where(_per_channel(out_mask, shape[1], out_group_size), y, 0)
+    if residual is not None:
+        y = y + residual
+    if relu:
+        y = y.relu()
+    return y.contiguous(memory_format=memory_format)
+
+
+def _per_channel(values: Tensor, channels: int, group_size: int) -> Tensor:
+    return expand_groups(values, channels, group_size)[:, :, None, None]
+
+
+def _fake(*args: Any) -> Tensor:
+    return empty_output(args[0], check_args(*args))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:8])
+    ctx.options = inputs[8:]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # Recomputes the forward: the native kernel keeps nothing, and training runs the reference.
+    args = [*ctx.saved_tensors, *ctx.options]
+    wanted = [i for i in _DIFFERENTIABLE if ctx.needs_input_grad[i]]
+
+    def forward(*tensors: Tensor) -> Tensor:
+        for i, tensor in zip(wanted, tensors, strict=True):
+            args[i] = tensor
+        return reference(*args)
+
+    vjp = torch.func.vjp(forward, *[args[i] for i in wanted])[1]
+    grads = dict(zip(wanted, vjp(grad), strict=True))
+    return tuple(grads.get(i) for i in range(len(args)))
+
+
+def _flops(*args: Any, out_val: Tensor) -> int:
+    """Two FLOPs for each multiply-add of a pair of an open input and an open output channel.
+
+    Positions in the padding count, as they do in torch's own formula of convolutions. The reference
+    is counted as the dense convolution that it runs.
+    """
+    x, weight, in_mask, out_mask, groups, in_group_size, out_group_size = (
+        args[i] for i in (0, 1, 4, 5, 11, 12, 13)
+    )
+    n, co, ho, wo = out_val.shape
+    open_in = _open_per_conv_group(in_mask, n, x.shape[1], in_group_size, groups)
+    open_out = _open_per_conv_group(out_mask, n, co, out_group_size, groups)
+    macs = int((open_in * open_out).sum()) * weight.shape[2] * weight.shape[3] * ho * wo
+    return 2 * macs
+
+
+def _open_per_conv_group(
+    mask: Tensor | None, n: int, channels: int, group_size: int, groups: int
+) -> Tensor:
+    if mask is None:
+        return torch.full((n, groups), channels // groups)
+    return expand_groups(mask, channels, group_size).reshape(n, groups, -1).sum(2).cpu()
+
+
+_OP = register(
+    Op(
+        name=_NAME,
+        schema=_SCHEMA,
+        reference=reference,
+        fake=_fake,
+        backward=_backward,
+        setup_context=_setup_context,
+        autocast=_run,
+        flops=_flops,
+    )
+)

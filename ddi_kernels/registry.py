@@ -1,0 +1,87 @@
+"""Registers an operator with torch: schema, kernels, fake, autograd, autocast and FLOP formula.
+
+One description (`Op`) goes through one function for every namespace. In `ddi` the compiled library
+brings the CPU kernel; the reference is registered as the kernel of all devices that have none, so
+that an operator works, traces and differentiates the same with and without the compiled library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils.flop_counter import register_flop_formula
+
+_TAGS = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
+_LIBRARIES: dict[str, torch.library.Library] = {}
+
+
+@dataclass(frozen=True)
+class Op:
+    """All that torch needs to know of an operator.
+
+    Args:
+        name: the operator's name, that of its file.
+        schema: arguments and results, in the language of native_functions.yaml.
+        reference: the plain torch implementation; takes the schema's arguments.
+        fake: computes shapes, dtypes and strides only.
+        backward: gradients with respect to all arguments, with `setup_context`; see
+            torch.library.register_autograd.
+        setup_context: what forward keeps for backward.
+        autocast: called under autocast, with the floating arguments cast to its dtype.
+        flops: FLOPs (two for each multiply-add) of a call, from the real arguments.
+    """
+
+    name: str
+    schema: str
+    reference: Callable[..., Any]
+    fake: Callable[..., Any]
+    backward: Callable[..., Any] | None = None
+    setup_context: Callable[..., None] | None = None
+    autocast: Callable[..., Any] | None = None
+    flops: Callable[..., int] | None = None
+
+
+def register(op: Op) -> OpOverload:
+    """Registers `op` as `ddi::<name>` and returns the overload that public functions call."""
+    return _register("ddi", op, {"CompositeExplicitAutograd": op.reference})
+
+
+def _register(namespace: str, op: Op, kernels: Mapping[str, Callable[..., Any]]) -> OpOverload:
+    lib = _LIBRARIES.setdefault(namespace, torch.library.Library(namespace, "FRAGMENT"))
+    lib.define(op.name + op.schema, tags=_TAGS)
+    overload = getattr(getattr(torch.ops, namespace), op.name).default
+    for key, kernel in kernels.items():
+        lib.impl(op.name, kernel, key)
+    name = f"{namespace}::{op.name}"
+    torch.library.register_fake(name, op.fake, lib=lib)
+    if op.backward is not None:
+        torch.library.register_autograd(name, op.backward, setup_context=op.setup_context, lib=lib)
+    if op.autocast is not None:
+        for device_type in ("cpu", "cuda"):
+            lib.impl(op.name, _autocast(op.autocast, device_type), f"Autocast{device_type.upper()}")
+    if op.flops is not None:
+        register_flop_formula(overload.overloadpacket, get_raw=True)(op.flops)
+    return overload
+
+
+def _autocast(run: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}"))
+
+    def kernel(*args: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device_type)
+        # float64 stays, as it does in torch's own convolutions.
+        cast = [
+            a.to(dtype)
+            if isinstance(a, Tensor) and a.is_floating_point() and a.dtype != torch.float64
+            else a
+            for a in args
+        ]
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return run(*cast)
+
+    return kernel

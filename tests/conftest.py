@@ -1,0 +1,77 @@
+"""Fixtures of all tests: memory that nobody wrote holds NaN, and every implementation by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+import ddi_kernels
+from ddi_kernels import backends
+
+ISAS = ("scalar", "avx2", "avx512")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fills every tensor that torch allocates without writing it with NaN (integers: maximum).
+
+    This is torch's own switch, so it also holds for tensors allocated by compiled kernels, and an
+    output element that a kernel leaves out shows up in any comparison.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    before_warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all(), "torch no longer fills uninitialized memory"
+    yield
+    torch.use_deterministic_algorithms(before, warn_only=before_warn)
+
+
+def require_native() -> None:
+    """Skips a test that needs the compiled library, saying why it is missing."""
+    ok, reason = backends.native_available()
+    if not ok:
+        pytest.skip(reason)
+
+
+@contextmanager
+def forced_isa(name: str) -> Iterator[None]:
+    """The compiled kernels of one instruction set; skips the test where the machine has it not."""
+    require_native()
+    try:
+        backends.native_library.set_cpu_isa(name)
+    except ValueError as missing:
+        pytest.skip(f"{name}: {missing}")
+    try:
+        yield
+    finally:
+        backends.native_library.set_cpu_isa(None)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The compiled kernels of one instruction set after the other."""
+    with forced_isa(request.param), ddi_kernels.backend("native"):
+        yield request.param
+
+
+@pytest.fixture(params=("reference", "native"))
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The reference, then the compiled kernels of the best instruction set."""
+    if request.param == "native":
+        require_native()
+    with ddi_kernels.backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=("reference", *ISAS))
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The reference, then the compiled kernels of every instruction set, forced one by one."""
+    if request.param == "reference":
+        with ddi_kernels.backend("reference"):
+            yield request.param
+        return
+    with forced_isa(request.param), ddi_kernels.backend("native"):
+        yield request.param

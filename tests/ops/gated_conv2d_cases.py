@@ -1,0 +1,216 @@
+"""Calls of gated_conv2d to compare: what varies, how the operands are made, what must come out.
+
+A call holds NaN and infinities wherever a gate is closed. The expectation is computed from the
+operands without them, in float64, as dense convolution times masks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddi_kernels import prepack_conv2d
+
+
+@dataclass(frozen=True)
+class Case:
+    batch: int = 2
+    ci: int = 17
+    co: int = 33
+    size: tuple[int, int] = (9, 8)
+    kernel: tuple[int, int] = (3, 3)
+    stride: int | tuple[int, int] = 1
+    padding: int | tuple[int, int] = 1
+    dilation: int | tuple[int, int] = 1
+    groups: str = "one"
+    in_group_size: int = 1
+    out_group_size: int = 1
+    in_open: str | None = "random"
+    out_open: str | None = "random"
+    layout: str = "channels_last"
+    bias: bool = True
+    scale: bool = False
+    residual: str | None = None
+    relu: bool = False
+    packed: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+FACTORS: dict[str, list[Any]] = {
+    "batch": [0, 1, 3],
+    "ci": [1, 3, 5, 17, 33, 64],
+    "co": [1, 3, 5, 17, 33, 64, 70],
+    "size": [(1, 1), (4, 4), (7, 9), (16, 15), (3, 37)],
+    "kernel": [(1, 1), (3, 3), (5, 5), (7, 7), (1, 3), (3, 2)],
+    "stride": [1, 2, (2, 1), (1, 3)],
+    "padding": [0, 1, (2, 0), (0, 3)],
+    "dilation": [1, 2, (1, 3)],
+    "in_group_size": [1, 4, 8, 16],
+    "out_group_size": [1, 4, 8, 16],
+    "in_open": ["all", "none", "one", "random", None],
+    "out_open": ["all", "none", "one", "random", None],
+    "layout": ["contiguous", "channels_last", "sliced", "expanded", "transposed"],
+    "bias": [True, False],
+    "scale": [True, False],
+    "residual": [None, "contiguous", "channels_last", "sliced"],
+    "relu": [True, False],
+    "packed": [True, False],
+    "dtype": [torch.float32, torch.float64],
+}
+
+
+def case_id(changes: dict[str, Any]) -> str:
+    """The factors that differ from the default case, as a test id."""
+
+    def word(value: Any) -> str:
+        if isinstance(value, tuple):
+            return "x".join(map(str, value))
+        return str(value).removeprefix("torch.")
+
+    default = Case()
+    changed = {k: v for k, v in changes.items() if getattr(default, k) != v}
+    return "-".join(f"{k}={word(v)}" for k, v in changed.items()) or "default"
+
+
+def single_changes() -> list[dict[str, Any]]:
+    """The default case with every value of every factor in turn, and convolution groups."""
+    grouped = [{"groups": g, "ci": 12, "co": c} for g, c in (("two", 10), ("depthwise", 12))]
+    changes = [{k: v} for k, values in FACTORS.items() for v in values]
+    return [{}, *(c for c in changes if Case(**c) != Case()), *grouped]
+
+
+def pairwise(seed: int = 0) -> list[dict[str, Any]]:
+    """Cases in which any two values of any two factors meet at least once, greedily few."""
+    rng = random.Random(seed)
+    names = list(FACTORS)
+
+    def pairs(case: dict[str, Any]) -> set[Any]:
+        return set(itertools.combinations(case.items(), 2))
+
+    missing = {
+        ((a, x), (b, y))
+        for a, b in itertools.combinations(names, 2)
+        for x in FACTORS[a]
+        for y in FACTORS[b]
+    }
+    chosen = []
+    while missing:
+        # Each candidate starts from a missing pair, so that every round makes progress.
+        seeds = rng.sample(sorted(missing, key=repr), min(8, len(missing)))
+        candidates = [{n: rng.choice(FACTORS[n]) for n in names} | dict(pair) for pair in seeds]
+        best = max(candidates, key=lambda case: len(pairs(case) & missing))
+        missing -= pairs(best)
+        chosen.append(best)
+    return chosen
+
+
+def make_mask(kind: str | None, batch: int, channels: int, group_size: int) -> Tensor | None:
+    """bool[batch, ceil(channels / group_size)], or None."""
+    if kind is None:
+        return None
+    groups = -(-channels // group_size)
+    if kind == "one":
+        return F.one_hot(torch.randint(groups, (batch,)), groups).bool()
+    rate = {"all": 1.0, "none": 0.0, "random": 0.5}[kind]
+    return torch.rand(batch, groups) < rate
+
+
+def per_channel(values: Tensor, channels: int, group_size: int) -> Tensor:
+    return values[:, torch.arange(channels) // group_size, None, None]
+
+
+def lay_out(x: Tensor, layout: str) -> Tensor:
+    """The same values in another memory layout."""
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return x.transpose(2, 3).contiguous().transpose(2, 3)
+    if layout == "sliced":  # strides of a larger tensor whose other elements are NaN
+        room = x.new_full([2 * s + 1 for s in x.shape], torch.nan)
+        view = room[1::2, 1::2, 1::2, 1::2]
+        return view.copy_(x)
+    if layout == "expanded" and x.shape[0]:
+        return x[:1].expand_as(x)
+    return x.contiguous()
+
+
+def _fit_padding(case: Case) -> tuple[int, int]:
+    """The padding of the case, or just enough for the kernel to fit once."""
+    pads = (case.padding,) * 2 if isinstance(case.padding, int) else case.padding
+    steps = (case.dilation,) * 2 if isinstance(case.dilation, int) else case.dilation
+    return tuple(
+        max(pad, -(-(step * (k - 1) + 1 - s) // 2))
+        for pad, step, k, s in zip(pads, steps, case.kernel, case.size, strict=True)
+    )
+
+
+def build(case: Case) -> tuple[dict[str, Any], Tensor]:
+    """Keyword arguments of a call of gated_conv2d, and what it must return, in float64."""
+    n, ci, co = case.batch, case.ci, case.co
+    groups = {"one": 1, "two": 2, "depthwise": ci}[case.groups]
+    pads = _fit_padding(case)
+    geometry = {"stride": case.stride, "padding": pads, "dilation": case.dilation, "groups": groups}
+    x = torch.randn(n, ci, *case.size)
+    weight = torch.randn(co, ci // groups, *case.kernel)
+    weight /= weight[0].numel() ** 0.5
+    bias = torch.randn(co) if case.bias else None
+    in_mask = make_mask(case.in_open, n, ci, case.in_group_size)
+    out_mask = make_mask(case.out_open, n, co, case.out_group_size)
+    scale = torch.randn(n, -(-co // case.out_group_size)) if case.scale else None
+    if case.layout == "expanded" and n:  # one image, and so one gate, for all samples
+        x, in_mask = x[:1].expand_as(x), in_mask if in_mask is None else in_mask[:1].expand(n, -1)
+    operands = [t if t is None else t.to(case.dtype).double() for t in (x, weight, bias, scale)]
+    x, weight, bias, scale = operands
+
+    open_in = None if in_mask is None else per_channel(in_mask, ci, case.in_group_size)
+    open_out = None if out_mask is None else per_channel(out_mask, co, case.out_group_size)
+    y = F.conv2d(x if open_in is None else x * open_in, weight, bias, **geometry)
+    residual = torch.randn(y.shape).to(case.dtype).double() if case.residual else None
+    y = y if scale is None else y * per_channel(scale, co, case.out_group_size)
+    y = y if open_out is None else y * open_out
+    y = y if residual is None else y + residual
+    expected = y.relu() if case.relu else y
+
+    if open_in is not None:
+        junk = torch.tensor([torch.nan, torch.inf, -torch.inf])
+        x = torch.where(open_in, x, junk[torch.randint(3, x.shape)])
+    if open_out is not None:
+        never = ~open_out.any(0).flatten()
+        weight[never] = torch.nan
+        if bias is not None:
+            bias[never] = torch.nan
+        if scale is not None:
+            scale = scale.masked_fill(~out_mask, torch.nan)
+    weight = weight.to(case.dtype)
+    arguments = {
+        "x": lay_out(x.to(case.dtype), case.layout),
+        "weight": weight,
+        "bias": None if bias is None else bias.to(case.dtype),
+        "packed": prepack_conv2d(weight) if case.packed else None,
+        "in_mask": in_mask,
+        "out_mask": out_mask,
+        "scale": None if scale is None else scale.to(case.dtype),
+        "residual": None if residual is None else lay_out(residual.to(case.dtype), case.residual),
+        "in_group_size": case.in_group_size,
+        "out_group_size": case.out_group_size,
+        "activation": "relu" if case.relu else None,
+    }
+    return arguments | geometry, expected
+
+
+def direct_arguments(arguments: dict[str, Any]) -> list[Any]:
+    """The same call as positional arguments of torch.ops.ddi.gated_conv2d."""
+    a = dict(arguments)
+    relu = a.pop("activation") == "relu"
+    names = (
+        "x weight bias packed in_mask out_mask scale residual "
+        "stride padding dilation groups in_group_size out_group_size"
+    ).split()
+    pairs = {n: [a[n]] * 2 if isinstance(a[n], int) else a[n] for n in names[8:11]}
+    return [*((a | pairs)[n] for n in names), relu]

@@ -1,0 +1,81 @@
+"""prepack_conv2d: panels of 16 output channels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddi_kernels import prepack_conv2d
+
+OP = torch.ops.ddi.prepack_conv2d.default
+
+
+def test_typed_in_answer(backend):
+    # Two output channels and two inputs of a 1x2 kernel: o, i, tap are the three digits.
+    weight = torch.tensor([[[[111.0, 112.0]], [[121.0, 122.0]]],
+                           [[[211.0, 212.0]], [[221.0, 222.0]]]])  # fmt: skip
+    rows = [[111.0, 211.0], [121.0, 221.0], [112.0, 212.0], [122.0, 222.0]]
+    expected = [v for row in rows for v in row + [0.0] * 14]
+    assert prepack_conv2d(weight).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("co", [1, 15, 16, 17, 33, 64])
+@pytest.mark.parametrize("ci", [1, 3, 17])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 5)], ids=str)
+def test_panels_hold_the_weights_and_zeros(backend, dtype, co, ci, kernel):
+    weight = torch.randn(co, ci, *kernel, dtype=dtype)
+    packed = prepack_conv2d(weight)
+    assert packed.dtype == dtype and packed.dim() == 1
+    panels = packed.view(-1, *kernel, ci, 16)
+    assert panels.shape[0] == -(-co // 16)
+    channels = panels.permute(0, 4, 3, 1, 2).flatten(0, 1)
+    assert torch.equal(channels[:co], weight)
+    assert not channels[co:].any()
+
+
+def test_weights_of_any_strides(backend):
+    weight = torch.randn(5, 4, 3, 3)
+    packed = prepack_conv2d(weight)
+    wide = torch.randn(10, 4, 6, 3)
+    wide[::2, :, ::2] = weight
+    for same in (weight.contiguous(memory_format=torch.channels_last), wide[::2, :, ::2]):
+        assert not same.is_contiguous() and torch.equal(prepack_conv2d(same), packed)
+
+
+def test_result_is_a_copy_without_gradient(backend):
+    weight = torch.randn(16, 1, 1, 1, requires_grad=True)
+    packed = prepack_conv2d(weight)
+    assert not packed.requires_grad
+    packed.fill_(7)
+    assert not (weight == 7).any()
+
+
+def test_opcheck():
+    torch.library.opcheck(OP, (torch.randn(5, 3, 3, 3), 1))
+    torch.library.opcheck(OP, (torch.randn(16, 1, 1, 1).double(), 1))
+
+
+def test_compile_fullgraph(backend):
+    weight = torch.randn(5, 3, 3, 3)
+    compiled = torch.compile(prepack_conv2d, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(weight), prepack_conv2d(weight))
+
+
+WRONG = {
+    "weight-3d": ("weight", torch.ones(4, 3, 3), 1),
+    "weight-integer": ("weight", torch.ones(4, 3, 3, 3, dtype=torch.int32), 1),
+    "weight-bfloat16": ("weight", torch.ones(4, 3, 3, 3).bfloat16(), 1),
+    "weight-empty": ("weight", torch.ones(4, 0, 3, 3), 1),
+    "groups-0": ("groups", torch.ones(4, 3, 3, 3), 0),
+    "groups-2": ("groups", torch.ones(4, 3, 3, 3), 2),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_errors_name_the_argument(backend, wrong):
+    argument, *call = WRONG[wrong]
+    with pytest.raises(ValueError, match=f"prepack_conv2d: argument '{argument}'"):
+        prepack_conv2d(*call)
+    with pytest.raises((ValueError, RuntimeError), match=f"prepack_conv2d.*{argument}"):
+        OP(*call)
