@@ -1,0 +1,48 @@
+// y = act(scale * mask * (conv(x * in_mask) + bias) + residual) for a batch in which every sample
+// has its own open input and output channels. Work is proportional to open inputs x open outputs:
+// both are made compact per sample, so the inner loop is that of a smaller dense convolution.
+#pragma once
+
+#include "parallel.h"
+
+namespace ddi {
+
+struct Conv2dShape {
+  int64_t n, ci, h, w, co, kh, kw;
+  int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+
+  int64_t out_h() const { return (h + 2 * pad_h - dilation_h * (kh - 1) - 1) / stride_h + 1; }
+  int64_t out_w() const { return (w + 2 * pad_w - dilation_w * (kw - 1) - 1) / stride_w + 1; }
+};
+
+template <class T>
+struct GatedConv2d {
+  Conv2dShape shape;
+  const T* x;
+  int64_t x_stride[4];  // of n, c, h, w, in elements; fastest if c or w is contiguous
+  const T* packed;      // from prepack_conv2d
+  const T* bias;        // [co] or nullptr
+  // Group bits, 0 or not 0, [n][ceil(channels / group_size)]; nullptr: all open. Closed inputs are
+  // never used, and neither are the weights, bias and scale of closed outputs: they may hold NaN.
+  const uint8_t* in_open;
+  int64_t in_group_size;
+  const uint8_t* out_open;
+  int64_t out_group_size;
+  const T* scale;     // by output group, or nullptr
+  const T* residual;  // laid out as y, or nullptr
+  bool relu;
+  bool channels_last;  // of y, which is dense: [n][h][w][c] or [n][c][h][w]
+  T* y;
+};
+
+// Room that a call needs with up to `threads` tasks at a time; aligned to 64 bytes by the caller.
+// Negative if the sizes are out of any machine's reach.
+template <class T>
+int64_t gated_conv2d_workspace_bytes(const Conv2dShape& shape, int64_t threads);
+
+// The result does not depend on `threads`.
+template <class T>
+void gated_conv2d(const GatedConv2d<T>& args, int64_t threads, const ParallelFor& parallel_for,
+                  void* workspace);
+
+}  // namespace ddi

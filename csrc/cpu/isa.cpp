@@ -1,0 +1,92 @@
+// Detection by hand instead of __builtin_cpu_supports: compilers disagree on the strings it takes,
+// and XGETBV must be asked as well, since a kernel or hypervisor may not save the wide registers.
+#include "isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace ddi {
+namespace {
+
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};
+
+#if defined(__x86_64__)
+bool bit(unsigned word, int position) { return (word >> position) & 1u; }
+
+// Register states that the operating system saves on a context switch (XCR0). Written as bytes
+// because the mnemonic and the intrinsic both need a target newer than the baseline.
+unsigned saved_states() {
+  unsigned low = 0, high = 0;
+  __asm__ volatile(".byte 0x0f, 0x01, 0xd0" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+Isa detect() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return Isa::kScalar;
+  const bool fma = bit(c, 12), osxsave = bit(c, 27), avx = bit(c, 28);
+  if (!osxsave || !avx || !fma) return Isa::kScalar;
+  constexpr unsigned kYmmStates = 0x06, kZmmStates = 0xe6;
+  const unsigned states = saved_states();
+  if ((states & kYmmStates) != kYmmStates) return Isa::kScalar;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !bit(b, 5)) return Isa::kScalar;
+  const bool avx512 = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);  // F, DQ, BW, VL
+  return avx512 && (states & kZmmStates) == kZmmStates ? Isa::kAvx512 : Isa::kAvx2;
+}
+#else
+Isa detect() { return Isa::kScalar; }
+#endif
+
+const char* isa_env() {
+  const char* value = std::getenv("DDI_CPU_ISA");
+  return value != nullptr && *value != '\0' ? value : nullptr;
+}
+
+Isa default_isa() {
+  Isa cap = detected_isa();
+  if (const char* value = isa_env()) parse_isa(value, &cap);
+  return cap < detected_isa() ? cap : detected_isa();
+}
+
+std::atomic<Isa>& chosen() {
+  static std::atomic<Isa> isa{default_isa()};
+  return isa;
+}
+
+}  // namespace
+
+Isa detected_isa() {
+  static const Isa isa = detect();
+  return isa;
+}
+
+Isa current_isa() { return chosen().load(std::memory_order_relaxed); }
+
+void override_isa(Isa isa) { chosen().store(isa, std::memory_order_relaxed); }
+
+void reset_isa() { override_isa(default_isa()); }
+
+const char* rejected_isa_env() {
+  Isa unused;
+  const char* value = isa_env();
+  return value != nullptr && !parse_isa(value, &unused) ? value : nullptr;
+}
+
+const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
+
+bool parse_isa(const char* name, Isa* isa) {
+  for (int i = 0; i < 3; ++i) {
+    if (std::strcmp(name, kNames[i]) == 0) {
+      *isa = static_cast<Isa>(i);
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace ddi

@@ -1,0 +1,31 @@
+// Which instruction set the CPU kernels use: detected once by CPUID and XGETBV (the operating
+// system must save the wide registers too), capped by the environment variable DDI_CPU_ISA, and
+// overridable at run time so that a test can walk through every level on one machine.
+#pragma once
+
+namespace ddi {
+
+// Ordered: a machine that has a level has all levels below it.
+enum class Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
+
+// What processor and operating system support.
+Isa detected_isa();
+
+// The level in force: the override, else detected_isa() capped by DDI_CPU_ISA.
+Isa current_isa();
+
+// Forces a level. The caller has checked that it is at most detected_isa().
+void override_isa(Isa isa);
+
+// Drops the override and reads DDI_CPU_ISA again.
+void reset_isa();
+
+// The value of DDI_CPU_ISA if it names no level (it is then ignored), else nullptr.
+const char* rejected_isa_env();
+
+const char* isa_name(Isa isa);
+
+// False, leaving `isa` alone, if `name` is not one of "scalar", "avx2", "avx512".
+bool parse_isa(const char* name, Isa* isa);
+
+}  // namespace ddi

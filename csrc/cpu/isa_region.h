@@ -1,0 +1,28 @@
+// Target regions: code between DDI_REGION_* and DDI_REGION_END is compiled for a newer instruction
+// set than the file around it. Rules that keep newer instructions out of the baseline build: every
+// #include stands before the region, everything inside sits in an anonymous namespace, and nothing
+// inside calls an inline function or template of a header (the linker merges those by name, and
+// the copy compiled for the newer machine may win). Intrinsics and builtins are fine.
+#pragma once
+
+// clang-format off
+#if defined(__clang__)
+#define DDI_REGION_AVX2 \
+  _Pragma("clang attribute push(__attribute__((target(\"avx2,fma\"))), apply_to = function)")
+#define DDI_REGION_AVX512 \
+  _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,fma\"))), apply_to = function)")
+#define DDI_REGION_END _Pragma("clang attribute pop")
+#define DDI_UNROLL _Pragma("clang loop unroll(full)")
+#else
+// GCC 12 warns about the deliberately undefined registers inside its own intrinsics (GCC bug 105593).
+#define DDI_REGION_BEGIN_GCC                              \
+  _Pragma("GCC push_options") _Pragma("GCC diagnostic push") \
+  _Pragma("GCC diagnostic ignored \"-Wuninitialized\"")    \
+  _Pragma("GCC diagnostic ignored \"-Wmaybe-uninitialized\"")
+#define DDI_REGION_AVX2 DDI_REGION_BEGIN_GCC _Pragma("GCC target(\"avx2,fma\")")
+#define DDI_REGION_AVX512 \
+  DDI_REGION_BEGIN_GCC _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,fma\")")
+#define DDI_REGION_END _Pragma("GCC diagnostic pop") _Pragma("GCC pop_options")
+#define DDI_UNROLL _Pragma("GCC unroll 16")
+#endif
+// clang-format on

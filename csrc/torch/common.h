@@ -1,0 +1,133 @@
+// What the operators share at the border to torch: argument checks whose messages name operator,
+// argument, what came and what is allowed; memory formats; threads. Stable ABI only, so that one
+// build serves every torch from 2.10 on.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdlib>
+#include <memory>
+#include <sstream>
+#include <string>
+
+#include "../cpu/parallel.h"
+
+namespace ddi {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline std::string shape_of(const Tensor& t) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t d = 0; d < t.dim(); ++d) text << (d == 0 ? "" : ", ") << t.size(d);
+  text << ']';
+  return text.str();
+}
+
+inline std::string shape_of(const std::vector<int64_t>& sizes) {
+  std::ostringstream text;
+  text << '[';
+  for (size_t d = 0; d < sizes.size(); ++d) text << (d == 0 ? "" : ", ") << sizes[d];
+  text << ']';
+  return text.str();
+}
+
+inline void check_cpu(const char* op, const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu(), op, ": ", name,
+                  " is not on the CPU, but other arguments are; move all to one device");
+}
+
+inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t dim,
+                      const char* shape) {
+  STD_TORCH_CHECK(t.dim() == dim, op, ": ", name, " has ", t.dim(), " dimensions (shape ",
+                  shape_of(t), "); expected ", shape);
+}
+
+inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType dtype) {
+  STD_TORCH_CHECK(t.scalar_type() == dtype, op, ": ", name, " has dtype ",
+                  torch::headeronly::toString(t.scalar_type()), "; expected ",
+                  torch::headeronly::toString(dtype));
+}
+
+inline void check_shape(const char* op, const char* name, const Tensor& t,
+                        const std::vector<int64_t>& sizes) {
+  bool same = t.dim() == static_cast<int64_t>(sizes.size());
+  for (size_t d = 0; same && d < sizes.size(); ++d) same = t.size(d) == sizes[d];
+  STD_TORCH_CHECK(same, op, ": ", name, " has shape ", shape_of(t), "; expected ", shape_of(sizes));
+}
+
+// float32 or float64: what the kernels are written for.
+inline void check_real(const char* op, const char* name, const Tensor& t) {
+  const ScalarType dtype = t.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op, ": ", name,
+                  " has dtype ", torch::headeronly::toString(dtype),
+                  "; the native CPU kernel takes float32 and float64, others go through "
+                  "ddi_kernels.",
+                  op, ", which uses the reference for them");
+}
+
+// Whether dimensions from `first` on are dense, those listed varying fastest first.
+inline bool dense_in_order(const Tensor& t, std::initializer_list<int64_t> fastest_first) {
+  int64_t expected = 1;
+  for (int64_t d : fastest_first) {
+    if (t.size(d) != 1 && t.stride(d) != expected) return false;
+    expected *= t.size(d);
+  }
+  return true;
+}
+
+// torch's choice of an output's format: channels_last if x is dense in that order and in no other.
+inline MemoryFormat format_of(const Tensor& x) {
+  const bool channels_last = x.dim() == 4 && !x.is_contiguous() && dense_in_order(x, {1, 3, 2, 0});
+  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+inline bool is_dense(const Tensor& t, MemoryFormat format) {
+  return format == MemoryFormat::ChannelsLast ? t.dim() == 4 && dense_in_order(t, {1, 3, 2, 0})
+                                              : t.is_contiguous();
+}
+
+// t itself if it is dense in this format, else a copy that is.
+inline Tensor as_dense(const Tensor& t, MemoryFormat format) {
+  return is_dense(t, format) ? t : torch::stable::contiguous(t, format);
+}
+
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
+                         MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+}
+
+// torch's thread pool as the drivers take it.
+inline void parallel_tasks(int64_t tasks, const std::function<void(int64_t)>& body) {
+  if (tasks == 1) {
+    body(0);
+    return;
+  }
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(i);
+  });
+}
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+using Workspace = std::unique_ptr<void, Free>;
+
+// Scratch memory aligned to a cache line.
+inline Workspace new_workspace(const char* op, int64_t bytes) {
+  STD_TORCH_CHECK(bytes >= 0, op, ": the arguments' sizes ask for more memory than exists");
+  Workspace workspace(std::aligned_alloc(64, static_cast<size_t>((bytes + 64) / 64 * 64)));
+  STD_TORCH_CHECK(workspace != nullptr, op, ": could not allocate ", bytes,
+                  " bytes of scratch memory");
+  return workspace;
+}
+
+}  // namespace ddi

@@ -1,0 +1,206 @@
+// Checks the torch-free drivers against a plain loop: random shapes, masks, strides and epilogues,
+// on the instruction set named on the command line, with one thread and with three. Every buffer is
+// exactly as large as the interface asks for, so that a sanitizer sees each access out of bounds.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "gated_conv2d.h"
+#include "isa.h"
+#include "prepack_conv2d.h"
+
+namespace {
+
+std::mt19937 generator(1);
+
+int64_t pick(std::initializer_list<int64_t> values) {
+  return values.begin()[generator() % values.size()];
+}
+
+template <class T>
+std::vector<T> random_values(int64_t count) {
+  std::uniform_real_distribution<T> value(-1, 1);
+  std::vector<T> v(count);
+  for (T& element : v) element = value(generator);
+  return v;
+}
+
+std::vector<uint8_t> random_mask(int64_t count) {
+  const unsigned open_percent = static_cast<unsigned>(pick({0, 10, 50, 90, 100}));
+  std::vector<uint8_t> mask(count);
+  for (uint8_t& bit : mask) bit = generator() % 100 < open_percent;
+  return mask;
+}
+
+void serial(int64_t tasks, const std::function<void(int64_t)>& body) {
+  for (int64_t i = 0; i < tasks; ++i) body(i);
+}
+
+void threaded(int64_t tasks, const std::function<void(int64_t)>& body) {
+  std::vector<std::thread> threads;
+  for (int64_t i = 0; i < tasks; ++i) threads.emplace_back(body, i);
+  for (std::thread& t : threads) t.join();
+}
+
+template <class T>
+struct Case {
+  ddi::Conv2dShape s;
+  int64_t in_group, out_group;
+  bool channels_last, relu;
+  std::vector<uint8_t> in_open, out_open;
+  std::vector<T> x, weight, packed, bias, scale, residual;
+
+  int64_t at(int64_t n, int64_t c, int64_t y, int64_t x_, int64_t channels, int64_t h,
+             int64_t w) const {
+    return channels_last ? ((n * h + y) * w + x_) * channels + c
+                         : ((n * channels + c) * h + y) * w + x_;
+  }
+};
+
+int64_t groups(int64_t channels, int64_t size) { return (channels + size - 1) / size; }
+
+template <class T>
+Case<T> random_case() {
+  Case<T> c;
+  ddi::Conv2dShape& s = c.s;
+  do {
+    const int64_t k = pick({1, 3, 5});
+    s = {pick({1, 2, 5}),
+         pick({1, 3, 16, 17, 40}),
+         pick({1, 5, 9, 20}),
+         pick({1, 7, 16, 27}),
+         pick({1, 5, 16, 33, 80}),
+         k,
+         pick({1, k}),
+         pick({1, 2}),
+         pick({1, 2}),
+         pick({0, 1, 2}),
+         pick({0, 1, 3}),
+         pick({1, 2}),
+         pick({1, 2})};
+  } while (s.h + 2 * s.pad_h <= s.dilation_h * (s.kh - 1) ||
+           s.w + 2 * s.pad_w <= s.dilation_w * (s.kw - 1));
+  c.in_group = pick({1, 3, 8});
+  c.out_group = pick({1, 3, 8});
+  c.channels_last = pick({0, 1});
+  c.relu = pick({0, 1});
+  c.in_open = random_mask(s.n * groups(s.ci, c.in_group));
+  c.out_open = random_mask(s.n * groups(s.co, c.out_group));
+  c.x = random_values<T>(s.n * s.ci * s.h * s.w);
+  c.weight = random_values<T>(s.co * s.ci * s.kh * s.kw);
+  if (pick({0, 1})) c.bias = random_values<T>(s.co);
+  if (pick({0, 1})) c.scale = random_values<T>(c.out_open.size());
+  if (pick({0, 1})) c.residual = random_values<T>(s.n * s.co * s.out_h() * s.out_w());
+  for (int64_t n = 0; n < s.n; ++n) {
+    for (int64_t i = 0; i < s.ci; ++i) {
+      if (c.in_open[n * groups(s.ci, c.in_group) + i / c.in_group]) continue;
+      for (int64_t p = 0; p < s.h * s.w; ++p) {
+        c.x[c.at(n, i, p / s.w, p % s.w, s.ci, s.h, s.w)] = std::numeric_limits<T>::quiet_NaN();
+      }
+    }
+  }
+  c.packed.resize(ddi::prepack_conv2d_numel(s.co, s.ci, s.kh, s.kw));
+  ddi::prepack_conv2d<T>(
+      {s.co, s.ci, s.kh, s.kw, c.weight.data(), {s.ci * s.kh * s.kw, s.kh * s.kw, s.kw, 1}}, serial,
+      c.packed.data());
+  return c;
+}
+
+template <class T>
+double naive(const Case<T>& c, int64_t n, int64_t o, int64_t oy, int64_t ox) {
+  const ddi::Conv2dShape& s = c.s;
+  double sum = 0;
+  const int64_t group = n * groups(s.co, c.out_group) + o / c.out_group;
+  if (c.out_open[group]) {
+    for (int64_t i = 0; i < s.ci; ++i) {
+      if (!c.in_open[n * groups(s.ci, c.in_group) + i / c.in_group]) continue;
+      for (int64_t ky = 0; ky < s.kh; ++ky) {
+        for (int64_t kx = 0; kx < s.kw; ++kx) {
+          const int64_t y = oy * s.stride_h - s.pad_h + ky * s.dilation_h;
+          const int64_t x = ox * s.stride_w - s.pad_w + kx * s.dilation_w;
+          if (y < 0 || y >= s.h || x < 0 || x >= s.w) continue;
+          sum += double(c.x[c.at(n, i, y, x, s.ci, s.h, s.w)]) *
+                 double(c.weight[((o * s.ci + i) * s.kh + ky) * s.kw + kx]);
+        }
+      }
+    }
+    if (!c.bias.empty()) sum += c.bias[o];
+    if (!c.scale.empty()) sum *= c.scale[group];
+  }
+  if (!c.residual.empty()) sum += c.residual[c.at(n, o, oy, ox, s.co, s.out_h(), s.out_w())];
+  return c.relu && sum < 0 ? 0 : sum;
+}
+
+template <class T>
+std::vector<T> run(const Case<T>& c, int64_t threads) {
+  const ddi::Conv2dShape& s = c.s;
+  std::vector<T> y(s.n * s.co * s.out_h() * s.out_w(), std::numeric_limits<T>::quiet_NaN());
+  ddi::GatedConv2d<T> args = {};
+  args.shape = s;
+  args.x = c.x.data();
+  const int64_t image = s.ci * s.h * s.w;
+  const int64_t last[] = {image, 1, s.w * s.ci, s.ci}, first[] = {image, s.h * s.w, s.w, 1};
+  std::memcpy(args.x_stride, c.channels_last ? last : first, sizeof(last));
+  args.packed = c.packed.data();
+  args.bias = c.bias.empty() ? nullptr : c.bias.data();
+  args.in_open = c.in_open.data();
+  args.in_group_size = c.in_group;
+  args.out_open = c.out_open.data();
+  args.out_group_size = c.out_group;
+  args.scale = c.scale.empty() ? nullptr : c.scale.data();
+  args.residual = c.residual.empty() ? nullptr : c.residual.data();
+  args.relu = c.relu;
+  args.channels_last = c.channels_last;
+  args.y = y.data();
+  const int64_t bytes = ddi::gated_conv2d_workspace_bytes<T>(s, threads);
+  void* workspace = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+  std::memset(workspace, 0xff, bytes);
+  ddi::gated_conv2d<T>(args, threads, threads == 1 ? serial : threaded, workspace);
+  std::free(workspace);
+  return y;
+}
+
+template <class T>
+bool check(const Case<T>& c) {
+  const ddi::Conv2dShape& s = c.s;
+  const std::vector<T> y = run(c, 1);
+  if (std::memcmp(y.data(), run(c, 3).data(), y.size() * sizeof(T)) != 0) return false;
+  // Sums of up to 25 x 40 products of numbers below 1.
+  const double tolerance = 1000 * std::numeric_limits<T>::epsilon();
+  for (int64_t n = 0; n < s.n; ++n) {
+    for (int64_t o = 0; o < s.co; ++o) {
+      for (int64_t p = 0; p < s.out_h() * s.out_w(); ++p) {
+        const int64_t oy = p / s.out_w(), ox = p % s.out_w();
+        const double got = y[c.at(n, o, oy, ox, s.co, s.out_h(), s.out_w())];
+        if (!(std::abs(got - naive(c, n, o, oy, ox)) <= tolerance)) return false;
+      }
+    }
+  }
+  return true;
+}
+
+template <class T>
+int failures(int cases) {
+  int failed = 0;
+  for (int i = 0; i < cases; ++i) failed += check(random_case<T>()) ? 0 : 1;
+  return failed;
+}
+
+}  // namespace
+
+// driver_check ISA CASES: prints the ISA detected, exits with 0 if all cases agree.
+int main(int argc, char** argv) {
+  ddi::Isa isa;
+  if (argc != 3 || !ddi::parse_isa(argv[1], &isa) || isa > ddi::detected_isa()) return 2;
+  ddi::override_isa(isa);
+  const int cases = std::atoi(argv[2]);
+  const int failed = failures<float>(cases) + failures<double>(cases / 4);
+  std::printf("detected %s, ran %s: %d cases, %d failed\n", ddi::isa_name(ddi::detected_isa()),
+              argv[1], cases + cases / 4, failed);
+  return failed == 0 ? 0 : 1;
+}

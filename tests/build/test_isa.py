@@ -1,0 +1,68 @@
+"""The instruction set: detection, the cap of DDI_CPU_ISA, the override for tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+_C = pytest.importorskip("ddi_kernels._C", reason="ddi_kernels._C is not built")
+
+LEVELS = ("scalar", "avx2", "avx512")
+AVAILABLE = LEVELS[: LEVELS.index(_C.detected_cpu_isa()) + 1]
+
+
+@pytest.fixture(autouse=True)
+def default_isa():
+    yield
+    _C.set_cpu_isa(None)
+
+
+def in_new_process(isa: str, *options: str) -> subprocess.CompletedProcess[str]:
+    code = "from ddi_kernels import _C; print(_C.cpu_isa())"
+    return subprocess.run(
+        [sys.executable, *options, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"DDI_CPU_ISA": isa},
+    )
+
+
+@pytest.mark.parametrize("isa", AVAILABLE)
+def test_override(isa: str) -> None:
+    assert _C.set_cpu_isa(isa) == isa
+    assert _C.cpu_isa() == isa
+
+
+def test_none_returns_to_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDI_CPU_ISA", "scalar")
+    assert _C.set_cpu_isa(None) == "scalar"
+    monkeypatch.delenv("DDI_CPU_ISA")
+    assert _C.set_cpu_isa(None) == _C.detected_cpu_isa()
+
+
+def test_environment_caps_but_never_raises_the_level() -> None:
+    for isa in LEVELS:
+        expected = min(isa, _C.detected_cpu_isa(), key=LEVELS.index)
+        assert in_new_process(isa).stdout.strip() == expected
+
+
+def test_unknown_environment_value_is_ignored_with_a_warning() -> None:
+    finished = in_new_process("sse9")
+    assert finished.stdout.strip() == _C.detected_cpu_isa()
+    assert "DDI_CPU_ISA='sse9' is ignored: expected scalar, avx2 or avx512" in finished.stderr
+
+
+@pytest.mark.parametrize("name", ["sse9", "", "AVX2"])
+def test_unknown_names_are_errors(name: str) -> None:
+    before = _C.cpu_isa()
+    with pytest.raises(ValueError, match="expected 'scalar', 'avx2', 'avx512' or None"):
+        _C.set_cpu_isa(name)
+    assert _C.cpu_isa() == before
+
+
+def test_names_of_another_type_are_errors() -> None:
+    with pytest.raises(TypeError):
+        _C.set_cpu_isa(2)

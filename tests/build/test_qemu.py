@@ -1,0 +1,96 @@
+"""Older processors, emulated: one binary must run on all of them and pick what each of them has."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Features that qemu does not emulate and warns of are switched off.
+PROCESSORS = {
+    "Nehalem": ("Nehalem", "scalar"),
+    "SandyBridge": ("SandyBridge,-x2apic,-tsc-deadline", "scalar"),  # AVX, but no AVX2
+    "Haswell": ("Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid", "avx2"),
+}
+LEVELS = ("scalar", "avx2", "avx512")
+
+SCRIPT = """
+import torch
+torch.set_num_threads(1)
+from ddi_kernels import _C, gated_conv2d
+torch.manual_seed(0)
+x, w = torch.randn(2, 5, 9, 9), torch.randn(20, 5, 3, 3)
+m, o = torch.rand(2, 5) < 0.5, torch.rand(2, 20) < 0.5
+y = gated_conv2d(x, w, in_mask=m, out_mask=o, padding=1)
+x = x.double() * m[:, :, None, None]
+e = torch.nn.functional.conv2d(x, w.double(), padding=1) * o[:, :, None, None]
+print(_C.cpu_isa(), bool((y - e).abs().max() < 1e-5))
+"""
+
+
+def emulate(processor: str, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    emulator = shutil.which("qemu-x86_64")
+    if emulator is None:
+        pytest.skip("qemu-x86_64 is not installed (package qemu-user)")
+    return subprocess.run(
+        [emulator, "-cpu", PROCESSORS[processor][0], *map(str, command)],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def driver_check(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_driver_check(tmp_path_factory.mktemp("check") / "driver_check", "-O2")
+
+
+def compile_driver_check(program: Path, *flags: str) -> Path:
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("neither g++ nor clang++ is installed")
+    sources = [ROOT / "tests" / "build" / "driver_check.cpp", *(ROOT / "csrc/cpu").glob("*.cpp")]
+    command = [compiler, "-std=c++17", *flags, f"-I{ROOT / 'csrc/cpu'}", *sources, "-pthread"]
+    built = subprocess.run([*command, "-o", program], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return program
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_drivers_on_an_old_processor(processor: str, driver_check: Path) -> None:
+    detected = PROCESSORS[processor][1]
+    for isa in LEVELS[: LEVELS.index(detected) + 1]:
+        finished = emulate(processor, driver_check, isa, "60")
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        assert f"detected {detected}, ran {isa}: 75 cases, 0 failed" in finished.stdout
+
+
+def test_levels_above_the_processor_are_refused(driver_check: Path) -> None:
+    assert emulate("Nehalem", driver_check, "avx2", "1").returncode == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", ["Nehalem", "Haswell"])
+def test_package_on_an_old_processor(processor: str) -> None:
+    pytest.importorskip("ddi_kernels._C", reason="ddi_kernels._C is not built")
+    python = Path(sys.executable)
+    finished = emulate(processor, python, "-c", SCRIPT)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.split() == [PROCESSORS[processor][1], "True"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_drivers_under_a_sanitizer(sanitizer: str, tmp_path: Path) -> None:
+    flags = ("-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+    program = compile_driver_check(tmp_path / "driver_check", *flags)
+    for isa in LEVELS:
+        finished = subprocess.run([program, isa, "200"], capture_output=True, text=True)
+        if finished.returncode == 2:  # more than this machine has
+            continue
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        assert "250 cases, 0 failed" in finished.stdout
