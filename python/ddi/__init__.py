@@ -1,0 +1,37 @@
+"""Dual dynamic inference: per-sample channel gating and layer skipping whose savings are wall-clock.
+
+The framework: gates, gated modules, backbones, conversion, training. The operators are in `ddi_kernels`.
+"""
+
+from .backbones import create_model, list_models, register_model
+from .checkpoint import load_model, save_model
+from .convert import convert_, revert_
+from .cost import count_macs
+from .decision import Decision, Mask
+from .gates import DDIConfig
+from .losses import budget_loss
+from .nn import GatedBasicBlock, GatedConv2d, LayerSkip, prepare_
+from .record import record
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DDIConfig",
+    "Decision",
+    "GatedBasicBlock",
+    "GatedConv2d",
+    "LayerSkip",
+    "Mask",
+    "__version__",
+    "budget_loss",
+    "convert_",
+    "count_macs",
+    "create_model",
+    "list_models",
+    "load_model",
+    "prepare_",
+    "record",
+    "register_model",
+    "revert_",
+    "save_model",
+]

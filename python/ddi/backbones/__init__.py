@@ -1,0 +1,7 @@
+"""Backbones by name. A new family is one file whose variants carry `@register_model`."""
+
+from .registry import create_model, list_models, register_model
+
+from . import resnet  # noqa: F401  (registers its variants)  # isort: skip
+
+__all__ = ["create_model", "list_models", "register_model"]

@@ -1,0 +1,110 @@
+"""Accuracy and MACs of a model over a split, at its hard decisions."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from tqdm import tqdm
+
+from .convert import is_converted
+from .cost import dense_macs
+from .data import Dataset, Split
+from .decision import Decision
+from .record import Record, record
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results over a split of S samples.
+
+    Args:
+        logits: float[S, classes].
+        correct: bool[S].
+        macs: float64[S] multiply-adds of each sample.
+        dense_macs: multiply-adds per sample without gates.
+        keep: bool[S, skippable blocks] and their names; empty for a plain model.
+        open_share: float[S, gated blocks], the share of open interior channels where the block ran, else 0.
+    """
+
+    logits: Tensor
+    correct: Tensor
+    macs: Tensor
+    dense_macs: int
+    keep: Tensor
+    keep_names: list[str]
+    open_share: Tensor
+    block_names: list[str]
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct.double().mean().item()
+
+    @property
+    def mac_ratio(self) -> float:
+        return self.dense_macs / self.macs.mean().item()
+
+
+def _bits(rec: Record) -> tuple[Tensor, list[str], Tensor, list[str]]:
+    """Keep bits and open shares of all recorded passes, sample by sample."""
+    first = rec.passes[0]
+    keep_names = [b.name for b in first if b.decision.keep is not None]
+    keep, share = [], []
+    for blocks in rec.passes:
+        kept = {b.name: b.decision.keep for b in blocks if b.decision.keep is not None}
+        rows = blocks[0].macs.shape[0]
+        keep.append(torch.stack([*kept.values()], 1) if kept else torch.empty(rows, 0).bool())
+        share.append(torch.stack([_open_share(b.decision, rows) for b in blocks], 1))
+    return torch.cat(keep), keep_names, torch.cat(share), [b.name for b in first]
+
+
+def _open_share(decision: Decision, rows: int) -> Tensor:
+    share = torch.ones(rows)
+    for mask in decision.masks:
+        share = share * mask.open.float().mean(1)
+    return share if decision.keep is None else share * decision.keep
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    split: Split,
+    batch_size: int = 256,
+    progress: bool = False,
+    device: torch.device | str = "cpu",
+) -> Evaluation:
+    """Runs a model in eval mode over a split; gated models take the sparse path.
+
+    Example:
+        >>> data = ddi.data.get_dataset("scene_digits")
+        >>> evaluate(model, data, data.test()).accuracy
+    """
+    training = model.training
+    model.eval()
+    gated = is_converted(model)
+    logits: list[Tensor] = []
+    starts = range(0, len(split.labels), batch_size)
+    try:
+        with record(model) if gated else nullcontext() as rec:
+            for start in tqdm(starts, disable=None if progress else True, desc="evaluate"):
+                x = dataset.normalize(split.images[start : start + batch_size]).to(device)
+                logits.append(model(x).float().cpu())
+    finally:
+        model.train(training)
+    scores = torch.cat(logits)
+    dense = dense_macs(model, (1, *split.images.shape[1:]))
+    correct = scores.argmax(1) == split.labels
+    if rec is None:
+        macs = torch.full((len(correct),), float(dense), dtype=torch.float64)
+        empty = torch.empty(len(correct), 0)
+        return Evaluation(scores, correct, macs, dense, empty.bool(), [], empty, [])
+    keep, keep_names, share, names = _bits(rec)
+    macs = rec.macs.double().cpu()
+    return Evaluation(scores, correct, macs, dense, keep.cpu(), keep_names, share.cpu(), names)
+

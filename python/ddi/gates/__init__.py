@@ -1,0 +1,86 @@
+"""Gate networks, one kind a file.
+
+A gate reads the pooled input of a block and answers with a :class:`ddi.Decision`. Adding a gate: one file
+with a config dataclass whose `build(sites)` makes the network, and one line below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..decision import Decision
+
+__all__ = ["DDIConfig", "Gate", "GateConfig", "GateSite", "config_from_dict", "config_to_dict"]
+
+
+@dataclass(frozen=True)
+class GateSite:
+    """One place where a gate decides: a block of the backbone.
+
+    Args:
+        name: the block's module path with dots replaced by "_".
+        in_channels: channels of the block's input, which the gate sees pooled.
+        interior: channels of each interior tensor that can be gated.
+        skippable: whether the block keeps its input's shape, so that its shortcut can stand for it.
+    """
+
+    name: str
+    in_channels: int
+    interior: tuple[int, ...]
+    skippable: bool
+
+
+class Gate(Protocol):
+    """The gate networks of one model, one state per forward pass (nothing is kept between passes)."""
+
+    def initial_state(self, pooled: Tensor) -> Any:
+        """The state before the first block of a pass over a batch like pooled: float[N, C]."""
+
+    def decide(self, site: GateSite, pooled: Tensor, state: Any) -> tuple[Decision, Any]:
+        """The decision for one block from its pooled input float[N, in_channels], and the next state."""
+
+    def macs(self, site: GateSite) -> int:
+        """Multiply-adds that `decide` spends on one sample."""
+
+
+class GateConfig(Protocol):
+    """A frozen dataclass that describes gates and builds them."""
+
+    def build(self, sites: list[GateSite]) -> Any:
+        """The nn.Module that implements Gate for these sites."""
+
+
+from .ddi import DDIConfig  # noqa: E402  (the gate files import GateSite from here)
+
+_CONFIGS: dict[str, Any] = {"ddi": DDIConfig}
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """A JSON-ready dict of a gate config; `config_from_dict` reverses it."""
+    from dataclasses import asdict
+
+    kind = next(name for name, cls in _CONFIGS.items() if type(config) is cls)
+    return {"kind": kind, **asdict(config)}
+
+
+def config_from_dict(data: dict[str, Any]) -> Any:
+    """The gate config that `config_to_dict` wrote.
+
+    Raises:
+        ValueError: unknown kind or key, naming the allowed ones.
+    """
+    from dataclasses import fields
+
+    values = dict(data)
+    kind = values.pop("kind", None)
+    if kind not in _CONFIGS:
+        raise ValueError(f"gate config: unknown kind {kind!r}; known kinds: {sorted(_CONFIGS)}")
+    allowed = {field.name for field in fields(_CONFIGS[kind])}
+    if unknown := sorted(set(values) - allowed):
+        raise ValueError(
+            f"gate config {kind!r}: unknown keys {unknown}; allowed: {sorted(allowed)}"
+        )
+    return _CONFIGS[kind](**values)

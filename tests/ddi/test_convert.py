@@ -1,0 +1,98 @@
+"""convert_ and revert_: nothing lost, nothing renamed, wrong models refused."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ddi
+from ddi.backbones.resnet import BasicBlock
+
+from gated_models import images, mixed_model
+
+
+def test_starts_fully_open_and_keeps_every_key():
+    model = ddi.create_model("cifar_resnet14").eval()
+    keys = set(model.state_dict())
+    x = images(3)
+    with torch.no_grad():
+        before = model(x)
+        assert ddi.convert_(model, ddi.DDIConfig(group_size=4), x) is model
+        torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+    added = set(model.state_dict()) - keys
+    assert keys <= set(model.state_dict())
+    assert added and all(key.startswith("ddi_gates.") for key in added)
+    macs = ddi.count_macs(model, x)
+    assert all(0 < b for b in macs.blocks.values()) and macs.mac_ratio == pytest.approx(1, abs=2e-3)
+
+
+def test_revert_gives_back_the_plain_model():
+    model = ddi.create_model("cifar_resnet8").eval()
+    keys, x = list(model.state_dict()), images(2)
+    with torch.no_grad():
+        before = model(x)
+        ddi.convert_(model, ddi.DDIConfig())
+        ddi.revert_(model)
+        assert torch.equal(model(x), before)
+    assert list(model.state_dict()) == keys
+    assert all(type(m) is BasicBlock for m in model.layer1)
+    with pytest.raises(ValueError, match="no gates to take off"):
+        ddi.revert_(model)
+
+
+def test_filter_fn_chooses_blocks():
+    model = ddi.create_model("cifar_resnet14")
+    ddi.convert_(model, ddi.DDIConfig(), filter_fn=lambda module, path: path.startswith("layer3"))
+    gated = [p for p, m in model.named_modules() if isinstance(m, ddi.GatedBasicBlock)]
+    assert gated == ["layer3.0", "layer3.1"]
+
+
+def test_refuses_a_second_conversion_and_models_without_blocks():
+    model = ddi.create_model("cifar_resnet8", gates=ddi.DDIConfig())
+    with pytest.raises(ValueError, match="converted already.*revert_"):
+        ddi.convert_(model, ddi.DDIConfig())
+    with pytest.raises(ValueError, match="no basic block"):
+        ddi.convert_(nn.Sequential(nn.Conv2d(3, 3, 3)), ddi.DDIConfig())
+    with pytest.raises(TypeError, match="gate config"):
+        ddi.convert_(ddi.create_model("cifar_resnet8"), {"layers": True})
+
+
+class PreActivation(BasicBlock):
+    """Has the attributes of a basic block, but computes something else."""
+
+    def forward(self, x):
+        y = self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
+        return y + x
+
+
+def test_foreign_blocks_are_found_out_and_the_model_restored():
+    model = nn.Sequential(PreActivation(8, 8), PreActivation(8, 8)).eval()
+    x = torch.randn(2, 8, 6, 6)
+    before = model(x)
+    keys = list(model.state_dict())
+    with pytest.raises(ValueError, match="differs.*filter_fn"):
+        ddi.convert_(model, ddi.DDIConfig(), example_input=x)
+    assert list(model.state_dict()) == keys
+    assert torch.equal(model(x), before)
+
+
+def test_copies_are_independent():
+    model = mixed_model()
+    other = copy.deepcopy(model)
+    x = images(4)
+    with torch.inference_mode():
+        expected = model(x)
+        for p in model.ddi_gates.parameters():
+            p.fill_(-1.0)
+        torch.testing.assert_close(other(x), expected)
+    with ddi.record(other) as rec, torch.inference_mode():
+        other(x)
+    assert len(rec.passes) == 1
+
+
+@pytest.mark.parametrize("bad", [dict(group_size=0), dict(threshold=1.0), dict(layers=False, channels=False)])
+def test_bad_gate_configs_are_refused(bad):
+    with pytest.raises(ValueError, match="DDIConfig"):
+        ddi.DDIConfig(**bad)

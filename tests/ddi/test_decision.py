@@ -1,0 +1,39 @@
+"""Mask and Decision: counting channels, straight-through values, selection."""
+
+import torch
+
+from ddi import Decision, Mask
+
+
+def test_open_channels_counts_a_short_last_group():
+    mask = Mask(torch.tensor([[True, True, True], [True, False, True], [False, False, False]]), group_size=4)
+    # 10 channels in groups of 4: the last group has 2.
+    assert mask.open_channels(10).tolist() == [10.0, 6.0, 0.0]
+
+
+def test_weights_repeat_groups_and_multiply_scale():
+    mask = Mask(torch.tensor([[True, False]]), group_size=2, scale=torch.tensor([[0.5, 3.0]]))
+    assert mask.weights(3).tolist() == [[0.5, 0.5, 0.0]]
+
+
+def test_straight_through_has_hard_values_and_soft_gradients():
+    soft = torch.tensor([0.9, 0.2], requires_grad=True)
+    decision = Decision(keep=torch.tensor([True, False]), keep_soft=soft)
+    weights = decision.keep_weights()
+    assert weights.tolist() == [1.0, 0.0]
+    weights.sum().backward()
+    assert soft.grad.tolist() == [1.0, 1.0]
+    assert decision.needs_grad
+
+
+def test_select_takes_samples_of_every_field():
+    mask = Mask(torch.tensor([[True], [False], [True]]), scale=torch.tensor([[1.0], [2.0], [3.0]]))
+    decision = Decision(
+        keep=torch.tensor([True, False, True]), keep_scale=torch.tensor([1.0, 2.0, 3.0]), masks=(mask,)
+    )
+    some = decision.select(torch.tensor([2]))
+    assert some.keep.tolist() == [True]
+    assert some.keep_scale.tolist() == [3.0]
+    assert some.masks[0].open.tolist() == [[True]]
+    assert some.masks[0].scale.tolist() == [[3.0]]
+    assert not some.needs_grad
