@@ -1,0 +1,179 @@
+"""The `ddi` command: one verb a function, each a thin shell over the library."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tomllib
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main"]
+
+
+def _add_train(verbs: Any) -> None:
+    parser = verbs.add_parser("train", help="train a plain or a gated network")
+    parser.add_argument("--out", required=True, help="folder for the checkpoint and the state")
+    parser.add_argument("--config", help="TOML or JSON file with fields of ddi.train.TrainConfig")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--gates", help="kind of gates, e.g. ddi; left out: a plain network")
+    parser.add_argument("--group-size", type=int, default=1, help="channels per gate bit")
+    _add_train_fields(parser)
+    parser.set_defaults(run=_train)
+
+
+def _add_train_fields(parser: argparse.ArgumentParser) -> None:
+    from .train import TrainConfig
+
+    for item in fields(TrainConfig):
+        if item.name == "gates":
+            continue
+        kind = {"int": int, "float": float}.get(str(item.type), str)
+        flag = "--" + item.name.replace("_", "-")
+        parser.add_argument(flag, type=kind, help=f"default {item.default}")
+
+
+def _train(args: argparse.Namespace) -> Any:
+    from .train import TrainConfig, train
+
+    values: dict[str, Any] = _read_config(args.config) if args.config else {}
+    names = {item.name for item in fields(TrainConfig)} - {"gates"}
+    values |= {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.gates:
+        values["gates"] = {"kind": args.gates, "group_size": args.group_size}
+    config = TrainConfig.from_dict(values)
+    return {"config": asdict(config), **train(config, args.out, resume=args.resume)}
+
+
+def _add_demo(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "demo", help="the shipped gated network against its dense counterpart"
+    )
+    parser.add_argument("--out", required=True, help="folder for report.json and the figures")
+    parser.add_argument(
+        "--dense", metavar="FILE", help="plain checkpoint instead of the shipped one"
+    )
+    parser.add_argument(
+        "--gated", metavar="FILE", help="gated checkpoint instead of the shipped one"
+    )
+    parser.add_argument("--images", type=int, metavar="N", help="use the first N test images only")
+    parser.add_argument("--passes", type=int, default=5, help="timing passes (default 5)")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> Any:
+    from .demo import DemoConfig, run_demo
+    from .tables import format_demo
+
+    config = DemoConfig(args.dense, args.gated, args.images, args.passes, args.seed)
+    report = run_demo(args.out, config)
+    print(format_demo(report))
+    print(f"\nWrote report.json and four figures to {args.out} after {report['seconds']:.0f} s.")
+    return report
+
+
+def _add_eval(verbs: Any) -> None:
+    parser = verbs.add_parser("eval", help="accuracy and MACs of a checkpoint, on the sparse path")
+    parser.add_argument("checkpoint")
+    parser.add_argument("--dataset", help="default: what it was trained on, else scene_digits")
+    parser.add_argument("--data-root", metavar="DIR", help="folder of CIFAR")
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--threads", type=int, help="default: what torch takes")
+    parser.set_defaults(run=_eval)
+
+
+def _eval(args: argparse.Namespace) -> Any:
+    import torch
+
+    from .checkpoint import load_model
+    from .data import get_dataset
+    from .evaluate import evaluate
+    from .tables import format_evaluation, summarise
+    from .timing import num_threads
+
+    model, meta = load_model(args.checkpoint)
+    name = args.dataset or meta.get("dataset", "scene_digits")
+    data = get_dataset(name, args.data_root)
+    split = data.test() if args.split == "test" else data.validation()
+    with num_threads(torch.get_num_threads() if args.threads is None else args.threads):
+        with torch.inference_mode():
+            classes = model(data.normalize(split.images[:1])).shape[1]
+        if classes != data.num_classes:
+            raise ValueError(
+                f"{args.checkpoint} knows {classes} classes, {name} has {data.num_classes}; name "
+                "the data set it was trained on with --dataset"
+            )
+        result = evaluate(model, data, split, progress=True)
+    summary = {
+        "checkpoint": args.checkpoint,
+        "dataset": name,
+        "split": args.split,
+        **summarise(result),
+    }
+    print(format_evaluation(summary))
+    return summary
+
+
+def _add_env(verbs: Any) -> None:
+    parser = verbs.add_parser("env", help="machine, versions, and which kernels are in use and why")
+    parser.set_defaults(run=_env)
+
+
+def _env(args: argparse.Namespace) -> Any:
+    from ddi_kernels import collect_env
+    from ddi_kernels.collect_env import format_env
+
+    env = collect_env()
+    print(format_env(env))
+    return env
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    text = Path(path).read_text()
+    try:
+        return json.loads(text) if path.endswith(".json") else tomllib.loads(text)
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"config {path}: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("ddi", description="Dual dynamic inference with real savings.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    _add_demo(verbs)
+    _add_train(verbs)
+    _add_eval(verbs)
+    _add_env(verbs)
+    for verb in verbs.choices.values():
+        verb.add_argument("--json", metavar="FILE", help="write the result there too")
+        if not any(action.dest == "seed" for action in verb._actions):
+            verb.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb; returns the exit status."""
+    args = _parser().parse_args(argv)
+    # Our own progress, not the chatter of the libraries beneath.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("ddi").setLevel(logging.INFO)
+    from .train import Interrupted
+
+    try:
+        result = args.run(args)
+        if args.json:
+            from .checkpoint import write_atomic
+
+            write_atomic(args.json, json.dumps(result, indent=1).encode())
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print(f"ddi {args.verb}: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"ddi {args.verb}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,76 @@
+"""Everything that determines a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+__all__ = ["Stage", "TrainConfig"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that determines a training run.
+
+    Args:
+        model, dataset, data_root: names known to `create_model` and `get_dataset`.
+        gates: a gate config as `config_to_dict` gives it, or None for a plain network.
+        mac_target: wanted share of the dense MACs, reached in the joint stage.
+        init: checkpoint of a plain network to start from, instead of random weights.
+        backbone_epochs, gates_epochs, joint_epochs: length of each stage; 0 leaves it out. Without gates the
+            joint stage fine-tunes the plain network, which gives a dense baseline trained as long.
+        backbone_lr, joint_lr: peak learning rate of SGD for the network's weights.
+        gate_lr: learning rate of Adam for the gates (their gradients differ by orders of magnitude between
+            layer and channel bits, which plain SGD at one rate cannot serve).
+        budget_weight: factor of `budget_loss`.
+        anneal: share of the joint stage over which the MAC target falls from 1 to mac_target.
+    """
+
+    model: str = "cifar_resnet38"
+    dataset: str = "scene_digits"
+    data_root: str | None = None
+    gates: dict[str, Any] | None = None
+    mac_target: float = 0.3
+    init: str | None = None
+    seed: int = 0
+    batch_size: int = 128
+    backbone_epochs: int = 16
+    gates_epochs: int = 1
+    joint_epochs: int = 10
+    backbone_lr: float = 0.2
+    joint_lr: float = 0.02
+    gate_lr: float = 0.006
+    weight_decay: float = 1e-4
+    budget_weight: float = 2.0
+    anneal: float = 0.5
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.mac_target <= 1.0:
+            raise ValueError(f"train: mac_target must lie in (0, 1], got {self.mac_target!r}")
+        for name in ("backbone_epochs", "gates_epochs", "joint_epochs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train: {name} must not be negative, got {getattr(self, name)!r}")
+        if self.batch_size < 2:
+            raise ValueError(f"train: batch_size must be at least 2, got {self.batch_size!r}")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TrainConfig:
+        """A config from parsed JSON or TOML; unknown keys are an error that names the allowed ones."""
+        allowed = {field.name for field in fields(cls)}
+        if unknown := sorted(set(data) - allowed):
+            raise ValueError(f"train config: unknown keys {unknown}; allowed: {sorted(allowed)}")
+        return cls(**data)
+
+    def stages(self) -> list[Stage]:
+        """The stages this run goes through, in order."""
+        planned = [Stage("backbone", self.backbone_epochs if self.init is None else 0)]
+        planned.append(Stage("gates", self.gates_epochs if self.gates else 0))
+        planned.append(Stage("joint", self.joint_epochs))
+        return [stage for stage in planned if stage.epochs]
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    epochs: int

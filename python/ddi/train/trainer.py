@@ -1,0 +1,294 @@
+"""One training run in a folder: its steps, its state on disk, its interruption.
+
+Every random draw is keyed by (seed, epoch), never by a global generator, so a run that was interrupted and
+resumed gives bit for bit what an uninterrupted one gives on the same machine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ..backbones import create_model
+from ..checkpoint import (
+    CheckpointError,
+    load_model,
+    read_tensors,
+    save_model,
+    write_atomic,
+    write_tensors,
+)
+from ..convert import convert_, is_converted
+from ..data import Dataset, get_dataset
+from ..evaluate import evaluate
+from ..gates import config_from_dict
+from ..losses import budget_loss
+from ..record import record
+from .config import Stage, TrainConfig
+
+__all__ = ["Interrupted", "Trainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """Training was asked to stop (SIGINT) and has saved its state."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: the next step to take."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """One run in a folder: `state.safetensors` while it runs, `model.safetensors` and `history.json` at the end."""
+
+    def __init__(self, config: TrainConfig, out: str | Path) -> None:
+        self.config = config
+        self.out = Path(out)
+        self.stages = config.stages()
+        self.data: Dataset = get_dataset(config.dataset, config.data_root)
+        self.progress = Progress()
+        self.model = self._initial_model().to(config.device, memory_format=torch.channels_last)
+        self._stop = False
+
+    def _initial_model(self) -> nn.Module:
+        config = self.config
+        torch.manual_seed(config.seed)
+        if config.init is None:
+            model = create_model(config.model, num_classes=self.data.num_classes)
+        else:
+            model, meta = load_model(config.init)
+            if is_converted(model):
+                raise CheckpointError(
+                    f"train: init={config.init} holds a gated model; give a plain one"
+                )
+            if meta.get("model") not in (None, config.model):
+                raise CheckpointError(
+                    f"train: init={config.init} holds {meta['model']!r}, the run wants {config.model!r}"
+                )
+        if config.gates is not None:
+            convert_(model, config_from_dict(config.gates))
+        return model
+
+    # -- one step ------------------------------------------------------------------------------------------
+
+    def _gate_parameters(self) -> list[nn.Parameter]:
+        gates = getattr(self.model, "ddi_gates", None)
+        return [] if gates is None else list(gates.parameters())
+
+    def _optimizers(self, stage: Stage) -> list[torch.optim.Optimizer]:
+        config = self.config
+        gates = self._gate_parameters()
+        gate_ids = {id(p) for p in gates}
+        network = [p for p in self.model.parameters() if id(p) not in gate_ids]
+        for parameter in network:
+            parameter.requires_grad_(stage.name != "gates")
+        for parameter in gates:
+            parameter.requires_grad_(stage.name != "backbone")
+        optimizers: list[torch.optim.Optimizer] = []
+        if stage.name != "gates":
+            decay = config.weight_decay
+            optimizers.append(
+                torch.optim.SGD(network, lr=1.0, momentum=0.9, nesterov=True, weight_decay=decay)
+            )
+        if gates and stage.name != "backbone":
+            optimizers.append(torch.optim.Adam(gates, lr=1.0))
+        return optimizers
+
+    def _set_rates(
+        self, stage: Stage, optimizers: list[torch.optim.Optimizer], done: float
+    ) -> None:
+        """Warm-up over the first tenth, then a cosine to zero; done is the share of the stage behind us."""
+        shape = min(done / 0.1, 0.5 * (1 + math.cos(math.pi * max(0.0, (done - 0.1) / 0.9))))
+        for optimizer in optimizers:
+            if isinstance(optimizer, torch.optim.Adam):
+                rate = self.config.gate_lr
+            else:
+                rate = self.config.backbone_lr if stage.name == "backbone" else self.config.joint_lr
+            optimizer.param_groups[0]["lr"] = rate * max(shape, 1e-3)
+
+    def _target(self, stage: Stage, done: float) -> float:
+        if stage.name != "joint":
+            return 1.0
+        share = min(1.0, done / self.config.anneal) if self.config.anneal > 0 else 1.0
+        return 1.0 - share * (1.0 - self.config.mac_target)
+
+    def _loss(self, stage: Stage, done: float, x: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        # The recipe's backbone stage knows no gates; a converted model runs it fully open by construction.
+        if not is_converted(self.model) or stage.name == "backbone":
+            return F.cross_entropy(self.model(x), labels), 1.0
+        with record(self.model) as rec:
+            loss = F.cross_entropy(self.model(x), labels)
+        loss = loss + self.config.budget_weight * budget_loss(rec, self._target(stage, done))
+        return loss, rec.macs.mean().item() / rec.dense_macs
+
+    # -- loops ---------------------------------------------------------------------------------------------
+
+    def _train_mode(self, stage: Stage) -> None:
+        # A frozen backbone keeps its BatchNorm statistics too.
+        self.model.train(stage.name != "gates")
+
+    def run(self, progress_bar: bool = True) -> dict[str, Any]:
+        """Trains to the end, or to SIGINT.
+
+        Returns:
+            The last history entry.
+
+        Raises:
+            Interrupted: after saving, on SIGINT.
+        """
+        previous = signal.signal(signal.SIGINT, self._on_signal)
+        try:
+            while self.progress.stage < len(self.stages):
+                self._run_stage(self.stages[self.progress.stage], progress_bar)
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        self._finish()
+        return self.progress.history[-1] if self.progress.history else {}
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._stop = True
+
+    def _run_stage(self, stage: Stage, progress_bar: bool) -> None:
+        optimizers = self._optimizers(stage)
+        self._restore_optimizers(optimizers)
+        while self.progress.epoch < stage.epochs:
+            self._run_epoch(stage, optimizers, progress_bar)
+            self.progress.history.append(self._summary(stage))
+            logger.info("%s", json.dumps(self.progress.history[-1]))
+            self.progress.epoch, self.progress.step = self.progress.epoch + 1, 0
+            self._save(optimizers)
+        self.progress.stage, self.progress.epoch = self.progress.stage + 1, 0
+        self._save([])
+
+    def _run_epoch(
+        self, stage: Stage, optimizers: list[torch.optim.Optimizer], progress_bar: bool
+    ) -> None:
+        config, state = self.config, self.progress
+        # One number per (stage, epoch), the same whether or not the run was interrupted.
+        draw = sum(s.epochs for s in self.stages[: state.stage]) + state.epoch
+        split = self.data.train(config.seed, draw)
+        order = torch.randperm(
+            len(split.labels),
+            generator=torch.Generator().manual_seed(config.seed * 1_000_003 + draw),
+        )
+        steps = len(order) // config.batch_size
+        self._train_mode(stage)
+        title = f"{stage.name} {state.epoch + 1}/{stage.epochs}"
+        bar = tqdm(
+            total=steps,
+            initial=state.step,
+            desc=title,
+            disable=None if progress_bar else True,
+            leave=False,
+        )
+        with bar:
+            while state.step < steps:
+                rows = order[state.step * config.batch_size : (state.step + 1) * config.batch_size]
+                done = (state.epoch * steps + state.step) / (stage.epochs * steps)
+                x = self.data.normalize(split.images[rows]).to(config.device)
+                self._set_rates(stage, optimizers, done)
+                loss, share = self._loss(stage, done, x, split.labels[rows].to(config.device))
+                for optimizer in optimizers:
+                    optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+                state.step += 1
+                bar.update()
+                bar.set_postfix(loss=f"{loss.item():.3f}", macs=f"{share:.2f}")
+                if self._stop:
+                    self._save(optimizers)
+                    raise Interrupted(
+                        f"train: stopped by SIGINT; `--resume` continues from {self.out}"
+                    )
+
+    def _summary(self, stage: Stage) -> dict[str, Any]:
+        result = evaluate(self.model, self.data, self.data.validation(), device=self.config.device)
+        return dict(
+            stage=stage.name,
+            epoch=self.progress.epoch + 1,
+            validation_accuracy=round(result.accuracy, 5),
+            mac_ratio=round(result.mac_ratio, 4),
+        )
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    @property
+    def _state_path(self) -> Path:
+        return self.out / "state.safetensors"
+
+    def _save(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        for i, optimizer in enumerate(optimizers):
+            for j, entry in optimizer.state_dict()["state"].items():
+                tensors |= {
+                    f"optimizer.{i}.{j}.{key}": torch.as_tensor(value)
+                    for key, value in entry.items()
+                    if value is not None
+                }
+        state = asdict(self.progress)
+        write_tensors(self._state_path, tensors, {"config": asdict(self.config), "progress": state})
+
+    def resume(self) -> None:
+        """Takes up the run whose state lies in the folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            CheckpointError: it is damaged, or belongs to another configuration.
+        """
+        tensors, info = read_tensors(self._state_path)
+        if info.get("config") != json.loads(json.dumps(asdict(self.config))):
+            raise CheckpointError(
+                f"train: {self._state_path} was written by another configuration; resume with the same "
+                f"arguments, or train into another folder. It has {info.get('config')}"
+            )
+        self.progress = Progress(**info["progress"])
+        prefix = "model."
+        weights = {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
+        self.model.load_state_dict(weights)
+        self._saved_optimizers = {k: t for k, t in tensors.items() if k.startswith("optimizer.")}
+
+    _saved_optimizers: dict[str, Tensor] = {}
+
+    def _restore_optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        for name, tensor in self._saved_optimizers.items():
+            _, i, j, key = name.split(".")
+            group = optimizers[int(i)].param_groups[0]["params"]
+            optimizers[int(i)].state[group[int(j)]][key] = tensor
+        self._saved_optimizers = {}
+
+    def _finish(self) -> None:
+        meta = {
+            "model": self.config.model,
+            "dataset": self.config.dataset,
+            "train": asdict(self.config),
+            "history": self.progress.history,
+        }
+        plain = self.model.to("cpu", memory_format=torch.contiguous_format)
+        save_model(
+            self.out / "model.safetensors",
+            plain,
+            self.config.model,
+            meta,
+            num_classes=self.data.num_classes,
+        )
+        write_atomic(self.out / "history.json", json.dumps(meta, indent=1).encode())
+        self._state_path.unlink(missing_ok=True)
