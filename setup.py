@@ -133,9 +133,7 @@ class BuildExt(cpp_extension.BuildExtension if cpp_extension else PlainBuildExt)
 def packages() -> list[str]:
     kernels = find_packages("ddi_kernels")
     framework = find_packages("python/ddi")
-    return ["ddi_kernels", *(f"ddi_kernels.{p}" for p in kernels), "ddi"] + [
-        f"ddi.{p}" for p in framework
-    ]
+    return ["ddi_kernels", *(f"ddi_kernels.{p}" for p in kernels), "ddi"] + [f"ddi.{p}" for p in framework]
 
 
 setup(

@@ -31,9 +31,7 @@ def group_count(channels: int, group_size: int) -> int:
     return -(-channels // group_size)
 
 
-def active_channels(
-    open: Tensor, channels: int | None = None, group_size: int = 1
-) -> tuple[Tensor, Tensor]:
+def active_channels(open: Tensor, channels: int | None = None, group_size: int = 1) -> tuple[Tensor, Tensor]:
     """Lists the open channels of each sample.
 
     Args:

@@ -73,9 +73,7 @@ AVAILABILITY: dict[str, Callable[[], tuple[bool, str]]] = {
     "reference": reference_available,
 }
 
-_current: ContextVar[str] = ContextVar(
-    "ddi_backend", default=os.environ.get("DDI_BACKEND") or "auto"
-)
+_current: ContextVar[str] = ContextVar("ddi_backend", default=os.environ.get("DDI_BACKEND") or "auto")
 _told_fallback = False
 
 

@@ -71,11 +71,7 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
 
     Outputs take this format, so that a chain of operators keeps the layout it was started in.
     """
-    if (
-        x.dim() == 4
-        and not x.is_contiguous()
-        and x.is_contiguous(memory_format=torch.channels_last)
-    ):
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
 

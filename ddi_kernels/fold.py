@@ -17,11 +17,16 @@ from ddi_kernels.checks import argument_error
 class BatchNormLike(Protocol):
     """What `fold_bn` reads of a batch norm module, as nn.BatchNorm2d has it."""
 
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
+    @property
+    def running_mean(self) -> Tensor | None: ...
+    @property
+    def running_var(self) -> Tensor | None: ...
+    @property
+    def weight(self) -> Tensor | None: ...
+    @property
+    def bias(self) -> Tensor | None: ...
+    @property
+    def eps(self) -> float: ...
 
 
 def fold_bn(weight: Tensor, bias: Tensor | None, bn: BatchNormLike) -> tuple[Tensor, Tensor]:

@@ -271,9 +271,7 @@ def _flops(*args: Any, out_val: Tensor) -> int:
     return 2 * macs
 
 
-def _open_per_conv_group(
-    mask: Tensor | None, n: int, channels: int, group_size: int, groups: int
-) -> Tensor:
+def _open_per_conv_group(mask: Tensor | None, n: int, channels: int, group_size: int, groups: int) -> Tensor:
     if mask is None:
         return torch.full((n, groups), channels // groups)
     return expand_groups(mask, channels, group_size).reshape(n, groups, -1).sum(2).cpu()

@@ -52,7 +52,9 @@ def register(op: Op) -> OpOverload:
 
 
 def _register(namespace: str, op: Op, kernels: Mapping[str, Callable[..., Any]]) -> OpOverload:
-    lib = _LIBRARIES.setdefault(namespace, torch.library.Library(namespace, "FRAGMENT"))
+    if namespace not in _LIBRARIES:
+        _LIBRARIES[namespace] = torch.library.Library(namespace, "DEF")
+    lib = _LIBRARIES[namespace]
     lib.define(op.name + op.schema, tags=_TAGS)
     overload = getattr(getattr(torch.ops, namespace), op.name).default
     for key, kernel in kernels.items():
@@ -76,9 +78,7 @@ def _autocast(run: Callable[..., Any], device_type: str) -> Callable[..., Any]:
         dtype = torch.get_autocast_dtype(device_type)
         # float64 stays, as it does in torch's own convolutions.
         cast = [
-            a.to(dtype)
-            if isinstance(a, Tensor) and a.is_floating_point() and a.dtype != torch.float64
-            else a
+            a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() and a.dtype != torch.float64 else a
             for a in args
         ]
         with torch._C._ExcludeDispatchKeyGuard(keys):

@@ -54,10 +54,7 @@ def files(folder: str) -> list[tuple[Path, ast.Module]]:
 
 def offences(folder: str, is_wrong: Callable[[str], bool]) -> list[str]:
     return [
-        f"{path}: {name}"
-        for path, tree in files(folder)
-        for name in imported(tree, folder)
-        if is_wrong(name)
+        f"{path}: {name}" for path, tree in files(folder) for name in imported(tree, folder) if is_wrong(name)
     ]
 
 

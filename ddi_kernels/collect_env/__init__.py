@@ -129,8 +129,5 @@ def format_env(env: dict[str, Any]) -> str:
     for section, entries in env.items():
         lines.append(section)
         width = max(len(name) for name in entries)
-        lines += [
-            f"  {name:<{width}}  {'-' if value is None else value}"
-            for name, value in entries.items()
-        ]
+        lines += [f"  {name:<{width}}  {'-' if value is None else value}" for name, value in entries.items()]
     return "\n".join(lines)

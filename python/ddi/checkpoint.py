@@ -75,25 +75,19 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = (file.metadata() or {}).get(_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint {path}: damaged or not a safetensors file ({error})"
-        ) from error
+        raise CheckpointError(f"checkpoint {path}: damaged or not a safetensors file ({error})") from error
     if header is None:
         raise CheckpointError(
-            f"checkpoint {path}: a safetensors file, but not written by ddi (its header has no {_KEY!r} entry); "
+            f"checkpoint {path}: a safetensors file, but not written by ddi (no {_KEY!r} in its header); "
             "load its tensors yourself with safetensors.torch.load_file and model.load_state_dict"
         )
     try:
         info = json.loads(header)
         version = info["version"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"checkpoint {path}: its description is unreadable ({error})"
-        ) from error
+        raise CheckpointError(f"checkpoint {path}: its description is unreadable ({error})") from error
     if version != _VERSION:
-        raise CheckpointError(
-            f"checkpoint {path}: version {version}, this ddi reads version {_VERSION}"
-        )
+        raise CheckpointError(f"checkpoint {path}: version {version}, this ddi reads version {_VERSION}")
     return tensors, info
 
 
@@ -138,7 +132,5 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         )
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"checkpoint {path}: does not describe a model here ({error})"
-        ) from error
+        raise CheckpointError(f"checkpoint {path}: does not describe a model here ({error})") from error
     return model.eval(), info.get("meta", {})

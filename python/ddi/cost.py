@@ -47,9 +47,7 @@ def conv_output_size(conv: nn.Conv2d, size: Sequence[int]) -> tuple[int, int]:
     pads = conv.padding if isinstance(conv.padding, tuple) else (0, 0)
     out = [
         (n + 2 * int(p) - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(
-            size, pads, conv.dilation, conv.kernel_size, conv.stride, strict=True
-        )
+        for n, p, d, k, s in zip(size, pads, conv.dilation, conv.kernel_size, conv.stride, strict=True)
     ]
     return out[0], out[1]
 

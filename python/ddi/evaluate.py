@@ -107,4 +107,3 @@ def evaluate(
     keep, keep_names, share, names = _bits(rec)
     macs = rec.macs.double().cpu()
     return Evaluation(scores, correct, macs, dense, keep.cpu(), keep_names, share.cpu(), names)
-

@@ -63,9 +63,7 @@ class Record:
     def macs(self) -> Tensor:
         """float[total samples]: multiply-adds of each sample, gates and ungated layers included."""
         if not any(self.passes):
-            raise RuntimeError(
-                "record: no forward pass was recorded; call the model inside the context"
-            )
+            raise RuntimeError("record: no forward pass was recorded; call the model inside the context")
         totals = []
         for blocks in self.passes:
             fixed = self.dense_macs - sum(block.dense_macs for block in blocks)
@@ -95,9 +93,7 @@ class GatePass:
         decision, self.state = self.gates.decide(block.site, pooled, self.state)
         if self.blocks is not None:
             macs = block.macs(x.shape, decision) + self.gates.macs(block.site)
-            self.blocks.append(
-                BlockRecord(block.site.name, decision, macs, block.dense_macs(x.shape))
-            )
+            self.blocks.append(BlockRecord(block.site.name, decision, macs, block.dense_macs(x.shape)))
         return decision
 
 

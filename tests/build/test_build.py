@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ddi
 import pytest
+
+import ddi
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU_SOURCES = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
@@ -88,7 +89,7 @@ def test_micro_files_share_no_code(compiler: str, source: Path, tmp_path: Path) 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A copy of what a build needs."""
-    for name in ("setup.py", "pyproject.toml"):
+    for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     for name in ("ddi_kernels", "python/ddi"):

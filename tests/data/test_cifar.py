@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from ddi.data import cifar as cifar_module
 from ddi.data import get_dataset
 

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from ddi.data import Dataset, DatasetMismatchError, Split, get_dataset, list_datasets
 from ddi.data import digits as digits_module
 from ddi.data import scenes as scenes_module
@@ -74,9 +75,7 @@ def test_same_seed_and_epoch_give_the_same_images(data: Dataset, splits: dict[st
 
 
 @pytest.mark.parametrize("key", [(0, 1), (1, 0)])
-def test_other_epochs_and_seeds_are_redrawn(
-    data: Dataset, splits: dict[str, Split], key: tuple[int, int]
-):
+def test_other_epochs_and_seeds_are_redrawn(data: Dataset, splits: dict[str, Split], key: tuple[int, int]):
     other, first = data.train(*key), splits["train"]
     assert not torch.equal(other.labels, first.labels)
     same = (other.images == first.images).all(dim=(1, 2, 3))
@@ -90,9 +89,7 @@ def test_negative_seed_or_epoch_is_refused(data: Dataset, key: tuple[int, int]):
 
 
 @pytest.mark.parametrize("which", ["validation", "test"])
-def test_one_changed_pixel_is_a_mismatch(
-    data: Dataset, which: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_one_changed_pixel_is_a_mismatch(data: Dataset, which: str, monkeypatch: pytest.MonkeyPatch):
     scans, labels = load_scans()
     scans = scans.copy()
     scan = split_scans()[which][0]

@@ -5,12 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from gated_models import images, mixed_model
 from torch import nn
 
 import ddi
 from ddi.backbones.resnet import BasicBlock
-
-from gated_models import images, mixed_model
 
 
 def test_starts_fully_open_and_keeps_every_key():

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from gated_models import images, mixed_model
 
 import ddi
 import ddi_kernels
-
-from gated_models import images, mixed_model
 
 SMALL = ["cifar_resnet8", "cifar_resnet14"]
 
@@ -57,7 +56,9 @@ def test_batch_of_nothing_and_of_one():
     with torch.inference_mode():
         assert model(x[:0]).shape == (0, 10)
         whole = model(x)
-        torch.testing.assert_close(torch.cat([model(x[i : i + 1]) for i in range(3)]), whole, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            torch.cat([model(x[i : i + 1]) for i in range(3)]), whole, rtol=1e-3, atol=1e-4
+        )
 
 
 def test_unknown_names_and_arguments():

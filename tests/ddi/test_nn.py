@@ -1,4 +1,4 @@
-"""Gated modules: sparse equals dense-times-mask, gradients reach the gates, prepared weights never go stale."""
+"""Gated modules: sparse equals dense-times-mask, gates get gradients, prepared weights never go stale."""
 
 import copy
 

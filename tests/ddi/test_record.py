@@ -4,10 +4,9 @@ import threading
 
 import pytest
 import torch
+from gated_models import images, mixed_model
 
 import ddi
-
-from gated_models import images, mixed_model
 
 
 def by_hand(model, rec, index):

@@ -94,10 +94,7 @@ def pairwise(seed: int = 0) -> list[dict[str, Any]]:
         return set(itertools.combinations(case.items(), 2))
 
     missing = {
-        ((a, x), (b, y))
-        for a, b in itertools.combinations(names, 2)
-        for x in FACTORS[a]
-        for y in FACTORS[b]
+        ((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in FACTORS[a] for y in FACTORS[b]
     }
     chosen = []
     while missing:

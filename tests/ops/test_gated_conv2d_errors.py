@@ -108,10 +108,7 @@ def test_tracing_names_the_argument(wrong):
     argument, changes = WRONG[wrong]
     if wrong == "weight-device":
         pytest.skip("all tensors are on the meta device here")
-    call = [
-        a.to("meta") if isinstance(a, torch.Tensor) else a
-        for a in direct_arguments(good() | changes)
-    ]
+    call = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in direct_arguments(good() | changes)]
     with pytest.raises(ValueError, match=f"gated_conv2d: argument '{argument}'"):
         OP(*call)
 

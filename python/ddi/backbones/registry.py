@@ -53,15 +53,11 @@ def create_model(name: str, gates: Any | None = None, **kwargs: Any) -> nn.Modul
     """
     if name not in _MODELS:
         near = difflib.get_close_matches(str(name), _MODELS, n=3)
-        raise ValueError(
-            f"create_model: unknown model {name!r}; nearest: {near}, all: {list_models()}"
-        )
+        raise ValueError(f"create_model: unknown model {name!r}; nearest: {near}, all: {list_models()}")
     try:
         model = _MODELS[name](**kwargs)
     except TypeError as error:
-        raise ValueError(
-            f"create_model: {name!r} does not take these arguments: {error}"
-        ) from error
+        raise ValueError(f"create_model: {name!r} does not take these arguments: {error}") from error
     if gates is not None:
         from ..convert import convert_
 

@@ -40,9 +40,7 @@ class CifarResNet(nn.Module):
     def __init__(self, n: int, num_classes: int = 10) -> None:
         super().__init__()
         if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(
-                f"CifarResNet: num_classes must be a positive int, got {num_classes!r}"
-            )
+            raise ValueError(f"CifarResNet: num_classes must be a positive int, got {num_classes!r}")
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = self._stage(16, 16, n, 1)

@@ -107,9 +107,7 @@ def draw_scenes(stream: Stream, which: str, count: int, config: SceneConfig = CO
     )
 
 
-def _draw_chunk(
-    stream: Stream, which: str, scan: Ints, hard: Ints, config: SceneConfig
-) -> NDArray[np.uint8]:
+def _draw_chunk(stream: Stream, which: str, scan: Ints, hard: Ints, config: SceneConfig) -> NDArray[np.uint8]:
     n = len(scan)
     image = _draw_ground(stream, which, hard)
     size_min = _graded(config.size_min_easy, config.size_min_hard, hard)

@@ -80,7 +80,5 @@ def config_from_dict(data: dict[str, Any]) -> Any:
         raise ValueError(f"gate config: unknown kind {kind!r}; known kinds: {sorted(_CONFIGS)}")
     allowed = {field.name for field in fields(_CONFIGS[kind])}
     if unknown := sorted(set(values) - allowed):
-        raise ValueError(
-            f"gate config {kind!r}: unknown keys {unknown}; allowed: {sorted(allowed)}"
-        )
+        raise ValueError(f"gate config {kind!r}: unknown keys {unknown}; allowed: {sorted(allowed)}")
     return _CONFIGS[kind](**values)

@@ -1,9 +1,10 @@
 """The gates of Dual Dynamic Inference on ResNets (arXiv 1907.04523): layers and channels, per sample.
 
-Layer gate, as in the authors' line of work (SkipNet, arXiv 1711.09485): pooled input -> Linear(C, 10), one per
-width -> one LSTM(10, 10) shared by all blocks -> Linear(10, 1) -> sigmoid, hard at the threshold. The channel
-gate reads the same pooled input and the LSTM's new state: Linear -> ReLU -> Linear to one bit per channel group
-of the block's interior. Both cost some thousand multiply-adds a block, against millions in the block.
+Layer gate, as in the authors' line of work (SkipNet, arXiv 1711.09485): pooled input -> Linear(C, 10), one
+per width -> one LSTM(10, 10) shared by all blocks -> Linear(10, 1) -> sigmoid, hard at the threshold. The
+channel gate reads the same pooled input and the LSTM's new state: Linear -> ReLU -> Linear to one bit per
+channel group of the block's interior. Both cost some thousand multiply-adds a block, against millions in
+the block.
 """
 
 from __future__ import annotations
@@ -75,9 +76,6 @@ class ChannelGate(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         return self.expand(F.relu(self.reduce(features)))
 
-    def macs(self) -> int:
-        return self.reduce.weight.numel() + self.expand.weight.numel()
-
 
 class DDIGates(nn.Module):
     """All gates of one backbone. See :class:`ddi.gates.Gate` for the three methods a block calls."""
@@ -99,9 +97,7 @@ class DDIGates(nn.Module):
     def _channel_gate(self, site: GateSite) -> ChannelGate:
         config = self.config
         groups = sum(math.ceil(c / config.group_size) for c in site.interior)
-        return ChannelGate(
-            site.in_channels + config.hidden, config.channel_hidden, groups, config.open_bias
-        )
+        return ChannelGate(site.in_channels + config.hidden, config.channel_hidden, groups, config.open_bias)
 
     def set_threshold(self, threshold: float) -> None:
         """Moves the threshold of every gate; lower opens more. Not part of the state_dict."""
@@ -118,9 +114,7 @@ class DDIGates(nn.Module):
         soft = torch.sigmoid(logits) if torch.is_grad_enabled() else None
         return logits > self._threshold_logit, soft
 
-    def decide(
-        self, site: GateSite, pooled: Tensor, state: LSTMState
-    ) -> tuple[Decision, LSTMState]:
+    def decide(self, site: GateSite, pooled: Tensor, state: LSTMState) -> tuple[Decision, LSTMState]:
         state = self.lstm(self.project[str(site.in_channels)](pooled), state)
         keep, keep_soft = None, None
         if self.config.layers and site.skippable:
@@ -147,7 +141,7 @@ class DDIGates(nn.Module):
         if self.config.layers and site.skippable:
             total += hidden
         if self.config.channels:
-            total += self.channel[site.name].macs()
+            total += sum(w.numel() for w in self.channel[site.name].parameters() if w.dim() == 2)
         return total
 
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ read. In a batch only the kept samples are gathered, run and scattered back.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -55,7 +56,13 @@ class GatedBasicBlock(PreparedModule):
         >>> y = block(torch.randn(2, 16, 8, 8), ddi.Decision(keep=torch.tensor([True, False])))
     """
 
-    def __init__(self, block: nn.Module, name: str = "block") -> None:
+    conv1: nn.Conv2d
+    bn1: nn.BatchNorm2d
+    conv2: nn.Conv2d
+    bn2: nn.BatchNorm2d
+    downsample: nn.Module | None
+
+    def __init__(self, block: Any, name: str = "block") -> None:
         super().__init__()
         self.conv1, self.bn1 = block.conv1, block.bn1
         self.conv2, self.bn2 = block.conv2, block.bn2
@@ -70,7 +77,7 @@ class GatedBasicBlock(PreparedModule):
         self.__dict__["original"] = block
         self.train(block.training)
 
-    def _sources(self) -> tuple[Tensor, ...]:
+    def _sources(self) -> tuple[Tensor | None, ...]:
         convs = (self.conv1.weight, self.conv2.weight)
         return (
             *convs,

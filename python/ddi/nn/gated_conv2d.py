@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn as nn
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from ddi_kernels import gated_conv2d
 
 from ..decision import Decision, Mask
-from .prepared import PreparedConv, PreparedModule, runs_sparse
+from .prepared import PreparedConv, PreparedModule, conv_geometry, runs_sparse
 
 __all__ = ["GatedConv2d"]
 
@@ -57,8 +57,8 @@ class GatedConv2d(nn.Conv2d, PreparedModule):
     def _prepare(self) -> PreparedConv:
         return PreparedConv.of(self)
 
-    def _sources(self) -> tuple[Tensor, ...]:
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+    def _sources(self) -> tuple[Tensor | None, ...]:
+        return self.weight, self.bias
 
     def forward(
         self,
@@ -66,7 +66,7 @@ class GatedConv2d(nn.Conv2d, PreparedModule):
         in_mask: Mask | None = None,
         out_mask: Mask | None = None,
         residual: Tensor | None = None,
-        activation: str | None = None,
+        activation: Literal["relu"] | None = None,
     ) -> Tensor:
         """x: float[N, C_in, H, W] -> float[N, C_out, H', W'].
 
@@ -98,7 +98,7 @@ class GatedConv2d(nn.Conv2d, PreparedModule):
         in_mask: Mask | None,
         out_mask: Mask | None,
         residual: Tensor | None,
-        activation: str | None,
+        activation: Literal["relu"] | None,
     ) -> Tensor:
         if in_mask is not None:
             x = x * in_mask.weights(self.in_channels)[:, :, None, None]
@@ -109,9 +109,6 @@ class GatedConv2d(nn.Conv2d, PreparedModule):
             self.bias,
             scale=None if out_mask is None else out_mask.weights(self.out_channels),
             residual=residual,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
             activation=activation,
+            **conv_geometry(self),
         )

@@ -37,6 +37,11 @@ def runs_sparse(x: Tensor, module: nn.Module, decision: Decision) -> bool:
     return not any(p.requires_grad for p in module.parameters())
 
 
+def conv_geometry(conv: nn.Conv2d) -> dict[str, Any]:
+    """The keyword arguments of `gated_conv2d` that a convolution fixes."""
+    return dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups)
+
+
 @dataclass(frozen=True)
 class PreparedConv:
     """A convolution with its BatchNorm folded in and its weights packed, ready for `gated_conv2d`."""
@@ -47,7 +52,7 @@ class PreparedConv:
     geometry: dict[str, Any]
 
     @classmethod
-    def of(cls, conv: nn.Conv2d, bn: nn.Module | None = None) -> PreparedConv:
+    def of(cls, conv: nn.Conv2d, bn: nn.BatchNorm2d | None = None) -> PreparedConv:
         """Folds bn (if any) into conv and packs the result."""
         weight, bias = conv.weight.detach(), conv.bias
         bias = None if bias is None else bias.detach()
@@ -55,15 +60,10 @@ class PreparedConv:
             weight, bias = fold_bn(weight, bias, bn)
         packable = conv.groups == 1 and weight.dtype in (torch.float32, torch.float64)
         packed = prepack_conv2d(weight) if packable and weight.device.type == "cpu" else None
-        geometry = dict(
-            stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups
-        )
-        return cls(weight, bias, packed, geometry)
+        return cls(weight, bias, packed, conv_geometry(conv))
 
     def __call__(self, x: Tensor, **gating: Any) -> Tensor:
-        return gated_conv2d(
-            x, self.weight, self.bias, packed=self.packed, **self.geometry, **gating
-        )
+        return gated_conv2d(x, self.weight, self.bias, packed=self.packed, **self.geometry, **gating)
 
 
 class PreparedModule(nn.Module):
@@ -81,14 +81,14 @@ class PreparedModule(nn.Module):
         """Builds what inference needs from the parameters."""
         raise NotImplementedError
 
-    def _sources(self) -> tuple[Tensor, ...]:
+    def _sources(self) -> tuple[Tensor | None, ...]:
         """The parameters and buffers whose in-place change makes the prepared weights stale."""
         raise NotImplementedError
 
     @torch.no_grad()
     def prepared(self) -> Any:
         """The prepared weights, built now if missing or stale."""
-        version = sum([0 if t.is_inference() else t._version for t in self._sources()])
+        version = sum([0 if t is None or t.is_inference() else t._version for t in self._sources()])
         kept = self.__dict__["_prepared"]
         if kept is None or kept[0] != version:
             kept = (version, self._prepare())

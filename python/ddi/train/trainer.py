@@ -57,7 +57,7 @@ class Progress:
 
 
 class Trainer:
-    """One run in a folder: `state.safetensors` while it runs, `model.safetensors` and `history.json` at the end."""
+    """One run in a folder: `state.safetensors` while it runs, then `model.safetensors` and `history.json`."""
 
     def __init__(self, config: TrainConfig, out: str | Path) -> None:
         self.config = config
@@ -65,7 +65,8 @@ class Trainer:
         self.stages = config.stages()
         self.data: Dataset = get_dataset(config.dataset, config.data_root)
         self.progress = Progress()
-        self.model = self._initial_model().to(config.device, memory_format=torch.channels_last)
+        self.model = self._initial_model().to(config.device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._stop = False
 
     def _initial_model(self) -> nn.Module:
@@ -76,9 +77,7 @@ class Trainer:
         else:
             model, meta = load_model(config.init)
             if is_converted(model):
-                raise CheckpointError(
-                    f"train: init={config.init} holds a gated model; give a plain one"
-                )
+                raise CheckpointError(f"train: init={config.init} holds a gated model; give a plain one")
             if meta.get("model") not in (None, config.model):
                 raise CheckpointError(
                     f"train: init={config.init} holds {meta['model']!r}, the run wants {config.model!r}"
@@ -86,8 +85,6 @@ class Trainer:
         if config.gates is not None:
             convert_(model, config_from_dict(config.gates))
         return model
-
-    # -- one step ------------------------------------------------------------------------------------------
 
     def _gate_parameters(self) -> list[nn.Parameter]:
         gates = getattr(self.model, "ddi_gates", None)
@@ -112,9 +109,7 @@ class Trainer:
             optimizers.append(torch.optim.Adam(gates, lr=1.0))
         return optimizers
 
-    def _set_rates(
-        self, stage: Stage, optimizers: list[torch.optim.Optimizer], done: float
-    ) -> None:
+    def _set_rates(self, stage: Stage, optimizers: list[torch.optim.Optimizer], done: float) -> None:
         """Warm-up over the first tenth, then a cosine to zero; done is the share of the stage behind us."""
         shape = min(done / 0.1, 0.5 * (1 + math.cos(math.pi * max(0.0, (done - 0.1) / 0.9))))
         for optimizer in optimizers:
@@ -138,8 +133,6 @@ class Trainer:
             loss = F.cross_entropy(self.model(x), labels)
         loss = loss + self.config.budget_weight * budget_loss(rec, self._target(stage, done))
         return loss, rec.macs.mean().item() / rec.dense_macs
-
-    # -- loops ---------------------------------------------------------------------------------------------
 
     def _train_mode(self, stage: Stage) -> None:
         # A frozen backbone keeps its BatchNorm statistics too.
@@ -178,9 +171,7 @@ class Trainer:
         self.progress.stage, self.progress.epoch = self.progress.stage + 1, 0
         self._save([])
 
-    def _run_epoch(
-        self, stage: Stage, optimizers: list[torch.optim.Optimizer], progress_bar: bool
-    ) -> None:
+    def _run_epoch(self, stage: Stage, optimizers: list[torch.optim.Optimizer], progress_bar: bool) -> None:
         config, state = self.config, self.progress
         # One number per (stage, epoch), the same whether or not the run was interrupted.
         draw = sum(s.epochs for s in self.stages[: state.stage]) + state.epoch
@@ -216,9 +207,7 @@ class Trainer:
                 bar.set_postfix(loss=f"{loss.item():.3f}", macs=f"{share:.2f}")
                 if self._stop:
                     self._save(optimizers)
-                    raise Interrupted(
-                        f"train: stopped by SIGINT; `--resume` continues from {self.out}"
-                    )
+                    raise Interrupted(f"train: stopped by SIGINT; `--resume` continues from {self.out}")
 
     def _summary(self, stage: Stage) -> dict[str, Any]:
         result = evaluate(self.model, self.data, self.data.validation(), device=self.config.device)
@@ -228,8 +217,6 @@ class Trainer:
             validation_accuracy=round(result.accuracy, 5),
             mac_ratio=round(result.mac_ratio, 4),
         )
-
-    # -- state ---------------------------------------------------------------------------------------------
 
     @property
     def _state_path(self) -> Path:
@@ -282,7 +269,7 @@ class Trainer:
             "train": asdict(self.config),
             "history": self.progress.history,
         }
-        plain = self.model.to("cpu", memory_format=torch.contiguous_format)
+        plain = self.model.to("cpu")
         save_model(
             self.out / "model.safetensors",
             plain,
