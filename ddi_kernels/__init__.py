@@ -10,6 +10,7 @@ from ddi_kernels.active_channels import active_channels
 from ddi_kernels.backends import backend, current_backend
 from ddi_kernels.collect_env import collect_env
 from ddi_kernels.fold import fold_bn
+from ddi_kernels.gate_plan import gate_logits, gate_plan
 from ddi_kernels.gated_conv2d import gated_conv2d
 from ddi_kernels.gather_samples import gather_samples
 from ddi_kernels.prepack_conv2d import prepack_conv2d
@@ -21,6 +22,8 @@ __all__ = [
     "collect_env",
     "current_backend",
     "fold_bn",
+    "gate_logits",
+    "gate_plan",
     "gated_conv2d",
     "gather_samples",
     "prepack_conv2d",

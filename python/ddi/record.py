@@ -87,10 +87,9 @@ class GatePass:
 
     def decide(self, block: GatedBlock, x: Tensor) -> Decision:
         """The decision for a block about to run on x: float[N, C, H, W]."""
-        pooled = x.mean((2, 3))
         if self.state is None:
-            self.state = self.gates.initial_state(pooled)
-        decision, self.state = self.gates.decide(block.site, pooled, self.state)
+            self.state = self.gates.initial_state(x)
+        decision, self.state = self.gates.decide(block.site, x, self.state)
         if self.blocks is not None:
             macs = block.macs(x.shape, decision) + self.gates.macs(block.site)
             self.blocks.append(BlockRecord(block.site.name, decision, macs, block.dense_macs(x.shape)))

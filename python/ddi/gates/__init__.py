@@ -1,6 +1,6 @@
 """Gate networks, one kind a file.
 
-A gate reads the pooled input of a block and answers with a :class:`ddi.Decision`. Adding a gate: one file
+A gate reads the input of a block and answers with a :class:`ddi.Decision`. Adding a gate: one file
 with a config dataclass whose `build(sites)` makes the network, and one line below.
 """
 
@@ -36,11 +36,11 @@ class GateSite:
 class Gate(Protocol):
     """The gate networks of one model, one state per forward pass (nothing is kept between passes)."""
 
-    def initial_state(self, pooled: Tensor) -> Any:
-        """The state before the first block of a pass over a batch like pooled: float[N, C]."""
+    def initial_state(self, x: Tensor) -> Any:
+        """The state before the first block of a pass whose input is x: float[N, C, H, W]."""
 
-    def decide(self, site: GateSite, pooled: Tensor, state: Any) -> tuple[Decision, Any]:
-        """The decision for one block from its pooled input float[N, in_channels], and the next state."""
+    def decide(self, site: GateSite, x: Tensor, state: Any) -> tuple[Decision, Any]:
+        """The decision for one block from its input float[N, in_channels, H, W], and the next state."""
 
     def macs(self, site: GateSite) -> int:
         """Multiply-adds that `decide` spends on one sample."""

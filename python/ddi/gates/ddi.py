@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
+
+from ddi_kernels import gate_logits, gate_plan
 
 from ..decision import Decision, Mask
 from . import GateSite
@@ -63,7 +65,7 @@ class DDIConfig:
 
 
 class ChannelGate(nn.Module):
-    """Pooled input and LSTM state float[N, in_features] -> logits float[N, groups]."""
+    """Weights of Linear -> ReLU -> Linear, pooled input and LSTM state to one logit per channel group."""
 
     def __init__(self, in_features: int, hidden: int, groups: int, open_bias: float) -> None:
         super().__init__()
@@ -72,9 +74,6 @@ class ChannelGate(nn.Module):
         # Open for every input at first: the bias outweighs the weighted part.
         nn.init.normal_(self.expand.weight, std=0.01)
         nn.init.constant_(self.expand.bias, open_bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.expand(F.relu(self.reduce(features)))
 
 
 class DDIGates(nn.Module):
@@ -93,6 +92,7 @@ class DDIGates(nn.Module):
         if config.channels:
             self.channel = nn.ModuleDict({site.name: self._channel_gate(site) for site in sites})
         self.set_threshold(config.threshold)
+        self._lists: dict[str, dict[str, list[Tensor]]] = {}
 
     def _channel_gate(self, site: GateSite) -> ChannelGate:
         config = self.config
@@ -106,34 +106,56 @@ class DDIGates(nn.Module):
         # p > threshold is logit > this, without a sigmoid at inference.
         self._threshold_logit = math.log(threshold / (1.0 - threshold))
 
-    def initial_state(self, pooled: Tensor) -> LSTMState:
-        zeros = pooled.new_zeros(pooled.shape[0], self.config.hidden)
+    def initial_state(self, x: Tensor) -> LSTMState:
+        zeros = x.new_zeros(x.shape[0], self.config.hidden)
         return zeros, zeros
 
-    def _bits(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        soft = torch.sigmoid(logits) if torch.is_grad_enabled() else None
-        return logits > self._threshold_logit, soft
+    def _weights(self, site: GateSite) -> dict[str, list[Tensor]]:
+        """The site's weights as `gate_plan` takes them; looked up once, since module attributes are slow."""
+        if site.name not in self._lists:
+            lists: dict[str, list[Tensor]] = {"layer": [], "channel": []}
+            lists["lstm"] = [*self.project[str(site.in_channels)].parameters(), *self.lstm.parameters()]
+            if self.config.layers and site.skippable:
+                lists["layer"] = list(self.layer.parameters())
+            if self.config.channels:
+                lists["channel"] = list(self.channel[site.name].parameters())
+            self._lists[site.name] = lists
+        return self._lists[site.name]
 
-    def decide(self, site: GateSite, pooled: Tensor, state: LSTMState) -> tuple[Decision, LSTMState]:
-        state = self.lstm(self.project[str(site.in_channels)](pooled), state)
-        keep, keep_soft = None, None
-        if self.config.layers and site.skippable:
-            keep, keep_soft = self._bits(self.layer(state[0]).squeeze(1))
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._lists.clear()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._lists.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def decide(self, site: GateSite, x: Tensor, state: LSTMState) -> tuple[Decision, LSTMState]:
+        weights = self._weights(site)
+        skippable = bool(weights["layer"])
+        h, c = state
+        if not torch.is_grad_enabled():
+            keep, open, h, c = gate_plan(x, h, c, **weights, threshold=self._threshold_logit)
+            return Decision(keep=keep if skippable else None, masks=self._masks(site, open, None)), (h, c)
+        logit, logits, h, c = gate_logits(x, h, c, **weights)
+        keep_bits = None if logit is None else logit > self._threshold_logit
+        keep_soft = None if logit is None else torch.sigmoid(logit)
         masks: tuple[Mask, ...] = ()
-        if self.config.channels:
-            masks = self._masks(site, torch.cat((pooled, state[0]), dim=1))
-        return Decision(keep=keep, masks=masks, keep_soft=keep_soft), state
+        if logits is not None:
+            masks = self._masks(site, logits > self._threshold_logit, torch.sigmoid(logits))
+        return Decision(keep=keep_bits, masks=masks, keep_soft=keep_soft), (h, c)
 
-    def _masks(self, site: GateSite, features: Tensor) -> tuple[Mask, ...]:
+    def _masks(self, site: GateSite, bits: Tensor, soft: Tensor | None) -> tuple[Mask, ...]:
+        """Cuts the bits of all interior tensors of a block apart."""
         size = self.config.group_size
-        bits, soft = self._bits(self.channel[site.name](features))
-        masks, start = [], 0
-        for channels in site.interior:
-            stop = start + math.ceil(channels / size)
-            part = None if soft is None else soft[:, start:stop]
-            masks.append(Mask(bits[:, start:stop], group_size=size, soft=part))
-            start = stop
-        return tuple(masks)
+        if not self.config.channels:
+            return ()
+        if len(site.interior) == 1:
+            return (Mask(bits, group_size=size, soft=soft),)
+        counts = [math.ceil(channels / size) for channels in site.interior]
+        softs = [None] * len(counts) if soft is None else soft.split(counts, dim=1)
+        parts = zip(bits.split(counts, dim=1), softs, strict=True)
+        return tuple(Mask(open, group_size=size, soft=part) for open, part in parts)
 
     def macs(self, site: GateSite) -> int:
         hidden = self.config.hidden
