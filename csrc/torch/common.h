@@ -100,9 +100,28 @@ inline Tensor as_dense(const Tensor& t, MemoryFormat format) {
   return is_dense(t, format) ? t : torch::stable::contiguous(t, format);
 }
 
+// An unwritten CPU tensor of like's dtype, of bool or of int32. Straight through the C shim:
+// torch::stable::empty looks its operator up by name, which takes longer than a small gate.
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
                          MemoryFormat format = MemoryFormat::Contiguous) {
-  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+  const int64_t dims = static_cast<int64_t>(sizes.size());
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  const auto place = [&](int64_t d) {
+    strides[d] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  };
+  if (format == MemoryFormat::ChannelsLast) {
+    for (int64_t d : {1, 3, 2, 0}) place(d);
+  } else {
+    for (int64_t d = dims - 1; d >= 0; --d) place(d);
+  }
+  int32_t code = dtype == ScalarType::Bool ? aoti_torch_dtype_bool() : aoti_torch_dtype_int32();
+  if (dtype == like.scalar_type()) TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &code));
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.data(), strides.data(), code,
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 // torch's thread pool as the drivers take it.

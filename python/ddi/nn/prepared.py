@@ -66,6 +66,11 @@ class PreparedConv:
         return gated_conv2d(x, self.weight, self.bias, packed=self.packed, **self.geometry, **gating)
 
 
+def _versions(tensors: list[Tensor]) -> int:
+    """Grows with every in-place change of one of the tensors."""
+    return sum([0 if t.is_inference() else t._version for t in tensors])
+
+
 class PreparedModule(nn.Module):
     """Base of modules that keep prepared weights. Subclasses implement `_prepare` and `_sources`."""
 
@@ -88,12 +93,12 @@ class PreparedModule(nn.Module):
     @torch.no_grad()
     def prepared(self) -> Any:
         """The prepared weights, built now if missing or stale."""
-        version = sum([0 if t is None or t.is_inference() else t._version for t in self._sources()])
         kept = self.__dict__["_prepared"]
-        if kept is None or kept[0] != version:
-            kept = (version, self._prepare())
+        if kept is None or kept[1] != _versions(kept[0]):
+            sources = [t for t in self._sources() if t is not None]
+            kept = (sources, _versions(sources), self._prepare())
             self.__dict__["_prepared"] = kept
-        return kept[1]
+        return kept[2]
 
     def train(self, mode: bool = True) -> Any:
         self._forget()
