@@ -116,6 +116,8 @@ class GatedBasicBlock(PreparedModule):
     def _forward_sparse(self, x: Tensor, decision: Decision) -> Tensor:
         if decision.keep is None:
             return self._run(x, decision)
+        if x.shape[0] == 1:  # no list to make, which at this size takes as long as the gate
+            return self._run(x, decision) if decision.keep.item() else x
         index = decision.keep.nonzero().flatten()
         if index.numel() == 0:
             return x
