@@ -49,16 +49,10 @@ def _train(args: argparse.Namespace) -> Any:
 
 
 def _add_demo(verbs: Any) -> None:
-    parser = verbs.add_parser(
-        "demo", help="the shipped gated network against its dense counterpart"
-    )
+    parser = verbs.add_parser("demo", help="the shipped gated network against its dense counterpart")
     parser.add_argument("--out", required=True, help="folder for report.json and the figures")
-    parser.add_argument(
-        "--dense", metavar="FILE", help="plain checkpoint instead of the shipped one"
-    )
-    parser.add_argument(
-        "--gated", metavar="FILE", help="gated checkpoint instead of the shipped one"
-    )
+    parser.add_argument("--dense", metavar="FILE", help="plain checkpoint instead of the shipped one")
+    parser.add_argument("--gated", metavar="FILE", help="gated checkpoint instead of the shipped one")
     parser.add_argument("--images", type=int, metavar="N", help="use the first N test images only")
     parser.add_argument("--passes", type=int, default=5, help="timing passes (default 5)")
     parser.set_defaults(run=_demo)

@@ -1,0 +1,114 @@
+"""What a run found, as text for people and as dictionaries for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .evaluate import Evaluation
+
+__all__ = ["format_demo", "format_evaluation", "summarise"]
+
+
+def summarise(result: Evaluation) -> dict[str, Any]:
+    """An evaluation as a JSON-ready dictionary; "macs" lists those of each image, in order."""
+    levels = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    low, median, high = torch.quantile(result.macs, levels).tolist()
+    return {
+        "images": len(result.correct),
+        "accuracy": result.accuracy,
+        "dense_macs": result.dense_macs,
+        "mean_macs": result.macs.mean().item(),
+        "p10_macs": low,
+        "p50_macs": median,
+        "p90_macs": high,
+        "mac_ratio": result.mac_ratio,
+        "macs": result.macs.tolist(),
+    }
+
+
+def format_evaluation(summary: dict[str, Any]) -> str:
+    """A summary as text; beside `summarise` it names its checkpoint, dataset and split."""
+    million = {key: value / 1e6 for key, value in summary.items() if key.endswith("_macs")}
+    return "\n".join(
+        (
+            f"{summary['checkpoint']} on {summary['dataset']}, {summary['split']} split, "
+            f"{summary['images']} images",
+            f"accuracy         {_percent(summary['accuracy'])}",
+            f"dense MMACs      {million['dense_macs']:.2f}",
+            f"MMACs per image  {million['mean_macs']:.2f} mean; p10 {million['p10_macs']:.2f}, "
+            f"p50 {million['p50_macs']:.2f}, p90 {million['p90_macs']:.2f}",
+            f"mac_ratio        {summary['mac_ratio']:.2f}",
+        )
+    )
+
+
+def format_demo(report: dict[str, Any]) -> str:
+    """The demo's report as text, see :func:`ddi.demo.run_demo`."""
+    low, high = (100 * bound for bound in report["accuracy_difference_95"])
+    difference = 100 * (report["accuracy_gated"] - report["accuracy_dense"])
+    flips = report["decision_flips"]
+    head = ("", "dense", "gated")
+    accuracy = ("accuracy", *(_percent(report[f"accuracy_{kind}"]) for kind in head[1:]))
+    macs = ("MMACs per image", *(f"{report[f'macs_{kind}'] / 1e6:.2f}" for kind in head[1:]))
+    lines = [
+        f"{report['model']} on {report['dataset']}, {report['images']} test images",
+        "",
+        _columns(head, 12),
+        _columns(accuracy, 12) + f"   difference {difference:+.2f} points, "
+        f"95 % interval {low:+.2f} to {high:+.2f} (bootstrap over scans)",
+        _columns(macs, 12) + f"   mac_ratio {report['mac_ratio']:.2f}",
+        "",
+        *_format_times(report["table"], report["passes"]),
+        "",
+        *(_format_speedup(report, batch) for batch in (1, 32)),
+        f"Sparse against dense-times-mask: largest relative difference {report['max_rel_err']:.1e} "
+        f"over {report['images'] - flips} images; {flips} more took another decision.",
+        f"Correlation of an image's cost with its difficulty: {_or_none(report['cost_difficulty_corr'])}.",
+    ]
+    lines += [f"INCOMPLETE: {reason}" for reason in report["incomplete"]]
+    return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _or_none(value: float | None) -> str:
+    return "undefined (one of them is constant)" if value is None else f"{value:.2f}"
+
+
+def _format_speedup(report: dict[str, Any], batch: int) -> str:
+    return (
+        f"Batch {batch}, one thread: {report[f'speedup_b{batch}']:.2f}x as fast as the faster "
+        f"eager layout; against the fastest dense, {100 * report[f'realised_b{batch}']:.0f} % of "
+        "mac_ratio."
+    )
+
+
+def _format_times(rows: list[dict[str, Any]], passes: int) -> list[str]:
+    """Providers down, batch and threads across: median and spread."""
+    cases = list(dict.fromkeys((row["batch"], row["threads"]) for row in rows))
+    found = {(row["provider"], row["batch"], row["threads"]): row for row in rows}
+    heads = [f"batch {batch}, {threads} thread{'s' * (threads > 1)}" for batch, threads in cases]
+    lines = [
+        f"milliseconds per image, median of {passes} pass{'es' * (passes > 1)} (p20-p80)",
+        _columns(("", *heads), 26),
+    ]
+    for provider in dict.fromkeys(row["provider"] for row in rows):
+        cells = [_cell(found[provider, batch, threads]) for batch, threads in cases]
+        lines.append(_columns((provider, *cells), 26))
+    return lines
+
+
+def _columns(cells: Sequence[str], width: int) -> str:
+    """A left-aligned name, then right-aligned cells."""
+    return f"{cells[0]:22}" + "".join(f"{cell:>{width}}" for cell in cells[1:])
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if row["median_ms"] is None:
+        return str(row["status"])
+    return f"{row['median_ms']:.3f} ({row['p20_ms']:.3f}-{row['p80_ms']:.3f})"

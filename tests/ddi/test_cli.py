@@ -1,0 +1,165 @@
+"""The verbs: results, --json, and for every mistake one clear line and status 2."""
+
+import builtins
+import json
+
+import pytest
+import torch
+from gated_models import mixed_model
+
+import ddi
+import ddi_kernels
+from ddi.cli import main
+from ddi.data import get_dataset
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Folder with gated, dense and spoiled checkpoints."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    model = mixed_model()
+    meta = {"dataset": "digits32"}
+    ddi.save_model(folder / "gated", model, "cifar_resnet8", meta)
+    ddi.save_model(folder / "dense", ddi.revert_(model), "cifar_resnet8", meta)
+    many = ddi.create_model("cifar_resnet8", num_classes=100)
+    ddi.save_model(folder / "hundred", many, "cifar_resnet8", meta, num_classes=100)
+    whole = (folder / "gated").read_bytes()
+    (folder / "truncated").write_bytes(whole[: len(whole) // 2])
+    (folder / "foreign").write_bytes(b"PK" * 500)
+    (folder / "bad.toml").write_text("epochs = = 3")
+    return folder
+
+
+def test_eval_of_a_gated_network(files, capsys, tmp_path):
+    target = tmp_path / "deep" / "eval.json"
+    assert main(["eval", str(files / "gated"), "--json", str(target), "--threads", "1"]) == 0
+    found = json.loads(target.read_text())
+    model, _ = ddi.load_model(files / "gated")
+    data = get_dataset("digits32")
+    split = data.test()
+    with torch.inference_mode(), ddi_kernels.backend("reference"):
+        counted = ddi.count_macs(model, data.normalize(split.images))
+        right = model(data.normalize(split.images)).argmax(1) == split.labels
+    assert found["dataset"] == "digits32" and found["split"] == "test" and found["images"] == 500
+    assert found["accuracy"] == pytest.approx(right.double().mean().item(), abs=2 / 500)
+    assert found["dense_macs"] == counted.dense
+    assert found["mac_ratio"] == pytest.approx(counted.mac_ratio, rel=1e-3)
+    per_sample = torch.tensor(found["macs"], dtype=torch.float64)
+    assert len(per_sample) == 500 and per_sample.std() > 0
+    assert (per_sample - counted.per_sample).abs().median() < 1
+    assert found["mean_macs"] == pytest.approx(per_sample.mean().item())
+    assert found["p50_macs"] == pytest.approx(per_sample.quantile(0.5).item())
+    assert found["p10_macs"] < found["p50_macs"] < found["p90_macs"] < found["dense_macs"]
+    text = capsys.readouterr().out
+    assert f"{100 * found['accuracy']:.2f} %" in text and f"{found['mac_ratio']:.2f}" in text
+
+
+def test_eval_of_a_plain_network_on_validation(files, capsys, tmp_path):
+    target = tmp_path / "eval.json"
+    arguments = ["--dataset", "digits32", "--split", "validation", "--json", str(target)]
+    assert main(["eval", str(files / "dense"), *arguments]) == 0
+    found = json.loads(target.read_text())
+    assert found["images"] == 200 and found["mac_ratio"] == 1.0
+    assert set(found["macs"]) == {float(found["dense_macs"])}
+
+
+def test_eval_restores_the_number_of_threads(files):
+    before = torch.get_num_threads()
+    arguments = ["--split", "validation", "--threads", str(before + 1)]
+    assert main(["eval", str(files / "dense"), *arguments]) == 0
+    assert torch.get_num_threads() == before
+
+
+def test_env(capsys, tmp_path):
+    target = tmp_path / "env.json"
+    assert main(["env", "--json", str(target)]) == 0
+    assert json.loads(target.read_text()) == json.loads(json.dumps(ddi_kernels.collect_env()))
+    text = capsys.readouterr().out
+    assert torch.__version__ in text and "native" in text
+
+
+MISTAKES = {
+    "eval-missing": (["eval", "{files}/none"], "no such file"),
+    "eval-truncated": (["eval", "{files}/truncated"], "damaged or not a safetensors file"),
+    "eval-foreign": (["eval", "{files}/foreign"], "damaged or not a safetensors file"),
+    "eval-folder": (["eval", "{files}"], "no such file"),
+    "eval-dataset": (["eval", "{files}/gated", "--dataset", "mnist"], "unknown name 'mnist'"),
+    "eval-no-root": (["eval", "{files}/gated", "--dataset", "cifar10"], "pass root="),
+    "eval-empty-root": (
+        ["eval", "{files}/gated", "--dataset", "cifar10", "--data-root", "{files}"],
+        "cifar",
+    ),
+    "eval-classes": (["eval", "{files}/hundred"], "knows 100 classes, digits32 has 10"),
+    "eval-threads": (["eval", "{files}/gated", "--threads", "0"], "positive"),
+    "demo-missing": (["demo", "--dense", "{files}/none"], "no such file"),
+    "demo-swapped": (["demo", "--dense", "{files}/gated", "--gated", "{files}/dense"], "plain one"),
+    "demo-plain": (["demo", "--dense", "{files}/dense", "--gated", "{files}/dense"], "gated one"),
+    "demo-other": (
+        ["demo", "--dense", "{files}/hundred", "--gated", "{files}/gated"],
+        "different backbones",
+    ),
+    "demo-images": (["demo", "--images", "10"], "images must be at least 256"),
+    "demo-too-many": (
+        ["demo", "--images", "9999", "--dense", "{files}/dense", "--gated", "{files}/gated"],
+        "the test split has 5000",
+    ),
+    "demo-passes": (["demo", "--passes", "0"], "passes must be at least 1"),
+    "train-model": (["train", "--model", "resnet9000"], "unknown model 'resnet9000'"),
+    "train-config": (["train", "--config", "{files}/bad.toml"], "bad.toml"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_give_one_line_and_status_2(files, capsys, tmp_path, mistake):
+    arguments, says = MISTAKES[mistake]
+    verb, *rest = [a.replace("{files}", str(files)) for a in arguments]
+    out = [] if verb == "eval" else ["--out", str(tmp_path / "out")]
+    status = main([verb, *rest, *out, "--json", str(tmp_path / "result.json")])
+    printed = capsys.readouterr()
+    assert status == 2
+    assert printed.err.startswith(f"ddi {verb}: error: ") and says in printed.err
+    assert printed.err.count("\n") == 1 and printed.out == ""
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_unwritable_json_is_an_error_too(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert main(["env", "--json", str(tmp_path / "file" / "env.json")]) == 2
+    assert capsys.readouterr().err.startswith("ddi env: error: ")
+
+
+def test_missing_matplotlib_names_the_extra(files, capsys, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert "ddi-kernels[report]" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_no_traceback(capsys, monkeypatch):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ddi_kernels, "collect_env", stop)
+    assert main(["env"]) == 130
+    assert capsys.readouterr().err == "ddi env: interrupted\n"
+
+
+@pytest.mark.parametrize("arguments", ([], ["fly"], ["eval"], ["eval", "x", "--split", "train"]))
+def test_usage_mistakes_exit_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ("demo", "train", "eval", "env"))
+def test_every_verb_takes_json_and_seed(verb, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0 and "--json" in text and "--seed" in text
