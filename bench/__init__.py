@@ -1,0 +1,1 @@
+"""Measuring. Imports the packages, is never imported by them; results are JSONL under bench/results."""
