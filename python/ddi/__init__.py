@@ -3,6 +3,7 @@
 The framework: gates, gated modules, backbones, conversion, training. The operators are in `ddi_kernels`.
 """
 
+from . import data
 from .backbones import create_model, list_models, register_model
 from .checkpoint import load_model, save_model
 from .convert import convert_, revert_
@@ -27,6 +28,7 @@ __all__ = [
     "convert_",
     "count_macs",
     "create_model",
+    "data",
     "list_models",
     "load_model",
     "prepare_",
