@@ -60,6 +60,11 @@ Conv2dShape check_sizes(const Tensor& x, const Tensor& weight, const std::vector
                   kOp, ": the kernel, ", shape_of({s.kh, s.kw}), " with dilation ",
                   shape_of(dilation), ", is larger than the padded input, ",
                   shape_of({s.h + 2 * s.pad_h, s.w + 2 * s.pad_w}));
+  // In floating point, where sizes near the limits of int64_t cannot wrap around.
+  const double outputs = static_cast<double>(s.n) * s.co * s.out_h() * s.out_w();
+  STD_TORCH_CHECK(outputs < 1e15, kOp, ": the output would have shape ",
+                  shape_of({s.n, s.co, s.out_h(), s.out_w()}),
+                  ", more than any machine holds; check padding, which is ", shape_of(padding));
   return s;
 }
 

@@ -116,10 +116,10 @@ def plot_accuracy_vs_macs(sweep: Sequence[dict[str, float]], shipped: float, den
     macs = [point["macs"] / 1e6 for point in sweep]
     accuracy = [100 * point["accuracy"] for point in sweep]
     axes.plot(macs, accuracy, "o-", color="#0072b2", label="gated, threshold moved")
-    for point, x, y in zip(sweep, macs, accuracy, strict=True):
+    for number, (point, x, y) in enumerate(zip(sweep, macs, accuracy, strict=True)):
         if point["threshold"] == shipped:
             axes.plot([x], [y], "*", color="#d55e00", markersize=17, label="gated, as shipped")
-        offset = (9, -15)
+        offset = (8, -16 if number % 2 else 9)  # in turn, so that close points keep their labels
         axes.annotate(f"{point['threshold']:g}", (x, y), offset, textcoords="offset points", fontsize=10)
     dense_point = ([dense.dense_macs / 1e6], [100 * dense.accuracy])
     axes.plot(*dense_point, "s", color="black", label="dense", markersize=8)
