@@ -65,7 +65,7 @@ def _dense_calls(xs: list[Tensor], weight: Tensor) -> dict[str, Call]:
     last = weight.contiguous(memory_format=torch.channels_last)
     pair = [1, 1]
     reorder = torch.ops.mkldnn._reorder_convolution_weight
-    packed = reorder(last.to_mkldnn(), pair, pair, pair, 1, list(xs[0].shape))
+    packed = reorder(last, pair, pair, pair, 1, list(xs[0].shape))
     prepacked = torch.ops.mkldnn._convolution_pointwise
 
     def run_prepacked(i: int) -> Tensor:
