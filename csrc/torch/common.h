@@ -140,13 +140,32 @@ struct Free {
 };
 using Workspace = std::unique_ptr<void, Free>;
 
-// Scratch memory aligned to a cache line.
 inline Workspace new_workspace(const char* op, int64_t bytes) {
   STD_TORCH_CHECK(bytes >= 0, op, ": the arguments' sizes ask for more memory than exists");
   Workspace workspace(std::aligned_alloc(64, static_cast<size_t>((bytes + 64) / 64 * 64)));
   STD_TORCH_CHECK(workspace != nullptr, op, ": could not allocate ", bytes,
                   " bytes of scratch memory");
   return workspace;
+}
+
+// Scratch memory aligned to a cache line, for one call of body(void*). What is small stays with
+// the calling thread: half a megabyte fresh from the heap at every call costs as much as a gate.
+template <class Body>
+void with_workspace(const char* op, int64_t bytes, const Body& body) {
+  constexpr int64_t kKeep = 4 << 20;
+  if (bytes > kKeep) {
+    const Workspace workspace = new_workspace(op, bytes);
+    body(workspace.get());
+    return;
+  }
+  static thread_local Workspace kept;
+  static thread_local int64_t kept_bytes = 0;
+  if (kept == nullptr || bytes > kept_bytes) {
+    kept.reset();
+    kept = new_workspace(op, bytes);
+    kept_bytes = bytes;
+  }
+  body(kept.get());
 }
 
 }  // namespace ddi

@@ -95,8 +95,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run(const Tensor& x, const Tensor& h,
         static_cast<T*>(c_out.mutable_data_ptr()),
     };
     const int64_t tasks = std::min<int64_t>(torch::stable::get_num_threads(), samples);
-    const Workspace workspace = new_workspace(kOp, gate_plan_workspace_bytes<T>(w, tasks));
-    gate_plan<T>(args, tasks, parallel_tasks, workspace.get());
+    with_workspace(kOp, gate_plan_workspace_bytes<T>(w, tasks),
+                   [&](void* workspace) { gate_plan<T>(args, tasks, parallel_tasks, workspace); });
   }
   return {keep, open, h_out, c_out};
 }

@@ -136,8 +136,9 @@ void run(const Inputs& in, const Conv2dShape& s, MemoryFormat format, Tensor& y)
       y.mutable_data_ptr<T>(),
   };
   const int64_t threads = torch::stable::get_num_threads();
-  const Workspace workspace = new_workspace(kOp, gated_conv2d_workspace_bytes<T>(s, threads));
-  gated_conv2d<T>(args, threads, parallel_tasks, workspace.get());
+  with_workspace(kOp, gated_conv2d_workspace_bytes<T>(s, threads), [&](void* workspace) {
+    gated_conv2d<T>(args, threads, parallel_tasks, workspace);
+  });
 }
 
 Tensor gated_conv2d_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,

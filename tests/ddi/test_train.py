@@ -98,7 +98,7 @@ def test_the_gates_stage_leaves_the_backbone_alone(tmp_path):
 
 
 def test_the_joint_stage_moves_towards_the_target(tmp_path):
-    config = TINY | dict(joint_epochs=12, batch_size=64, gate_lr=0.05, mac_target=0.5, anneal=0.2)
+    config = TINY | dict(joint_epochs=6, batch_size=64, gate_lr=0.05, mac_target=0.5, anneal=0.2)
     last = train(TrainConfig(**config), tmp_path, progress_bar=False)
     assert 1.4 < last["mac_ratio"] < 4
 
