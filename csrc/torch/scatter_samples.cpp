@@ -19,12 +19,13 @@ Tensor check_rows(const char* op, const Tensor& x, const Tensor& rows, const Ten
 }
 
 void scatter(const Tensor* x, const Tensor& rows, const Tensor& places, Tensor& y) {
-  const Workspace source =
-      new_workspace("scatter_samples", y.size(0) * static_cast<int64_t>(sizeof(int64_t)));
-  scatter_samples(x == nullptr ? nullptr : x->const_data_ptr(), x == nullptr ? 0 : stride_bytes(*x),
-                  rows.const_data_ptr(), sample_bytes(y), places.const_data_ptr<int64_t>(),
-                  places.numel(), y.size(0), copy_tasks, static_cast<int64_t*>(source.get()),
-                  y.mutable_data_ptr(), stride_bytes(y));
+  const int64_t bytes = y.size(0) * static_cast<int64_t>(sizeof(int64_t));
+  with_workspace("scatter_samples", bytes, [&](void* source) {
+    scatter_samples(x == nullptr ? nullptr : x->const_data_ptr(),
+                    x == nullptr ? 0 : stride_bytes(*x), rows.const_data_ptr(), sample_bytes(y),
+                    places.const_data_ptr<int64_t>(), places.numel(), y.size(0), copy_tasks,
+                    static_cast<int64_t*>(source), y.mutable_data_ptr(), stride_bytes(y));
+  });
 }
 
 Tensor scatter_samples_cpu(const Tensor& x, const Tensor& rows, const Tensor& index) {

@@ -6,7 +6,7 @@ with a config dataclass whose `build(sites)` makes the network, and one line bel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -60,8 +60,6 @@ _CONFIGS: dict[str, Any] = {"ddi": DDIConfig}
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """A JSON-ready dict of a gate config; `config_from_dict` reverses it."""
-    from dataclasses import asdict
-
     kind = next(name for name, cls in _CONFIGS.items() if type(config) is cls)
     return {"kind": kind, **asdict(config)}
 
@@ -72,8 +70,6 @@ def config_from_dict(data: dict[str, Any]) -> Any:
     Raises:
         ValueError: unknown kind or key, naming the allowed ones.
     """
-    from dataclasses import fields
-
     values = dict(data)
     kind = values.pop("kind", None)
     if kind not in _CONFIGS:

@@ -67,6 +67,7 @@ class Trainer:
         self.progress = Progress()
         self.model = self._initial_model().to(config.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._saved_optimizers: dict[str, Tensor] = {}
         self._stop = False
 
     def _initial_model(self) -> nn.Module:
@@ -252,8 +253,6 @@ class Trainer:
         weights = {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
         self.model.load_state_dict(weights)
         self._saved_optimizers = {k: t for k, t in tensors.items() if k.startswith("optimizer.")}
-
-    _saved_optimizers: dict[str, Tensor] = {}
 
     def _restore_optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
         for name, tensor in self._saved_optimizers.items():
