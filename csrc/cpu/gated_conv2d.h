@@ -3,6 +3,7 @@
 // both are made compact per sample, so the inner loop is that of a smaller dense convolution.
 #pragma once
 
+#include "micro.h"
 #include "parallel.h"
 
 namespace ddi {
@@ -10,29 +11,44 @@ namespace ddi {
 struct Conv2dShape {
   int64_t n, ci, h, w, co, kh, kw;
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t groups = 1;
 
   int64_t out_h() const { return (h + 2 * pad_h - dilation_h * (kh - 1) - 1) / stride_h + 1; }
   int64_t out_w() const { return (w + 2 * pad_w - dilation_w * (kw - 1) - 1) / stride_w + 1; }
+  int64_t group_ci() const { return ci / groups; }
+  int64_t group_co() const { return co / groups; }
+};
+
+// Activations between two convolutions of a fused block: of each sample the open channels only,
+// [row][column][open, rounded up to kLanes], inside a halo of zeros.
+template <class T>
+struct CompactImages {
+  T* data;                // nullptr: not used
+  int64_t sample_stride;  // in elements, room for all channels
+  int64_t pad_h, pad_w;   // rows above and below, columns left and right
 };
 
 template <class T>
 struct GatedConv2d {
+  using Acc = typename Types<T>::Acc;
+  using Out = typename Types<T>::Out;
+
   Conv2dShape shape;
   const T* x;
   int64_t x_stride[4];  // of n, c, h, w, in elements; fastest if c or w is contiguous
-  const T* packed;      // from prepack_conv2d
-  const T* bias;        // [co] or nullptr
+  const typename Types<T>::Cell* packed;  // from prepack_conv2d
+  const Acc* bias;                        // [co] or nullptr
   // Group bits, 0 or not 0, [n][ceil(channels / group_size)]; nullptr: all open. Closed inputs are
   // never used, and neither are the weights, bias and scale of closed outputs: they may hold NaN.
   const uint8_t* in_open;
   int64_t in_group_size;
   const uint8_t* out_open;
   int64_t out_group_size;
-  const T* scale;     // by output group, or nullptr
-  const T* residual;  // laid out as y, or nullptr
+  const Acc* scale;     // by output group, or nullptr
+  const Out* residual;  // laid out as y, or nullptr
   bool relu;
   bool channels_last;  // of y, which is dense: [n][h][w][c] or [n][c][h][w]
-  T* y;
+  Out* y;
 };
 
 // Room that a call needs with up to `threads` tasks at a time; aligned to 64 bytes by the caller.

@@ -5,6 +5,9 @@
 // the copy compiled for the newer machine may win). Intrinsics and builtins are fine.
 #pragma once
 
+// For helpers of a register tile: a call would send its accumulators through memory.
+#define DDI_INLINE inline __attribute__((always_inline))
+
 // clang-format off
 #if defined(__clang__)
 #define DDI_REGION_AVX2 \

@@ -2,6 +2,11 @@
 // between machines. Weights come in panels of kLanes output channels, [taps][input channels]
 // [kLanes]; activations inside a driver are compact, [pixel][open channel], so that the inner loop
 // of a convolution is one contiguous walk whatever the masks are.
+//
+// Strips: where few output channels would leave lanes of a panel empty, the driver cuts the image
+// into 2 or 4 strips of rows and computes them side by side. A compact activation is then [pixel]
+// [open channel][strip], a panel holds kLanes / strips channels, each repeated for every strip, and
+// nothing else changes.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +14,19 @@
 namespace ddi {
 
 constexpr int kLanes = 16;
+constexpr int kMaxPanels = 3;      // of a tile
+constexpr int kPrefetchRows = 16;  // how far ahead weight rows are fetched
+
+// What a kernel for x of type T computes with. A cell is the unit of compact activations and of
+// weights: one channel, or as many neighbouring ones as an instruction multiplies and adds at once.
+// A panel row is kLanes cells; channels beyond the last are zero.
+template <class T>
+struct Types {
+  using Cell = T;
+  using Acc = T;                   // of sums, bias, scale and compact results
+  using Out = T;                   // of residual and y
+  static constexpr int kPack = 1;  // channels of a cell
+};
 
 // The open channels of one sample.
 struct ChannelSet {
@@ -18,62 +36,93 @@ struct ChannelSet {
   const uint16_t* bits;  // [ceil(channels / 16)], bit i of word k is channel 16 k + i
 };
 
-// One register tile: a run of pixels of one output row times a run of weight panels. The reduction
-// walks `segments` stretches of `segment_length` contiguous inputs, shared by input and weights.
-template <class T>
-struct ConvTile {
-  const T* in;            // window of the first pixel
-  int64_t pixel_stride;   // from one output pixel's window to the next
-  const int64_t* offset;  // [segments], start of each stretch relative to the window
-  int64_t segments;
-  int64_t segment_length;
-  const T* weight;  // panel v at weight + v * panel_stride
-  int64_t panel_stride;
-  const T* bias;      // [panels * kLanes]
-  const T* scale;     // [panels * kLanes] or nullptr
-  const T* residual;  // laid out as `out`, or nullptr
-  T* out;             // pixel p, panel v at out + p * out_stride + v * kLanes
-  int64_t out_stride;
-  int last_lanes;  // columns that exist in the last panel
-  bool relu;       // keeps NaN, like torch
+// A stretch of the reduction that is contiguous in the activations, and in the weights if tiles
+// find them without a list.
+struct Segment {
+  int64_t offset;  // from the window of the output pixel
+  int64_t length;  // steps: cells x taps
+  int64_t row;     // panel row of the first step
 };
 
-// Columns that a compressed panel takes from one packed panel.
+// One register tile: two runs of equally many pixels (a single run of an odd number is cut in the
+// middle, the first half longer) times up to kMaxPanels weight panels.
+template <class T>
+struct ConvTile {
+  using Cell = typename Types<T>::Cell;
+  using Acc = typename Types<T>::Acc;
+  const Cell* in[2];     // window of the first pixel of each run
+  int64_t pixel_stride;  // from one output pixel's window to the next
+  const Segment* segment;
+  int64_t segments;
+  const int32_t* row;  // panel row of each step, if kPack = 1; nullptr: as in `segment`
+  // Lines of kLanes elements to fetch into L2 meanwhile, ahead + kLanes * ahead_row[step], as many
+  // as there are steps; nullptr: none. Tiles of one panel have no time for it.
+  const Cell* ahead;
+  const int32_t* ahead_row;
+  const Cell* weight[kMaxPanels];
+  const Acc* bias;         // [panels * kLanes]
+  const Acc* scale;        // [panels * kLanes] or nullptr
+  const Acc* residual[2];  // laid out as `out`, or nullptr
+  Acc* out[2];             // first pixel of each run
+  int64_t out_stride;
+  int64_t out_at[kMaxPanels];  // where a panel's columns go, from the pixel's first
+  int last_lanes;              // columns that exist in the last panel
+  bool relu;                   // keeps NaN, like torch
+};
+
+// The lanes of a compressed panel that come from one packed panel.
 template <class T>
 struct PanelMove {
-  const T* src;   // the packed panel
-  uint32_t mask;  // its columns to take
-  int lane;       // where the first of them goes
+  const typename Types<T>::Cell* src;  // the packed panel
+  uint32_t mask;                       // lanes of the compressed panel to fill
+  int32_t from[kLanes];                // by lane: the column of src
 };
 
 template <class T>
 struct Micro {
-  // Most pixels of a tile that is 1, 2 or 4 panels wide, by panels; 0: no such tile.
-  int tile_pixels[5];
+  using Cell = typename Types<T>::Cell;
+  using Acc = typename Types<T>::Acc;
+  using Out = typename Types<T>::Out;
 
-  void (*conv_tile)(const ConvTile<T>& tile, int pixels, int panels);
+  int max_pixels[kMaxPanels + 1];  // of a tile, by its panels; 0: no such tile
+  int max_strips;
 
-  // One compressed panel, dst[taps][in.open][kLanes], from packed panels of [taps][in.channels]
-  // [kLanes]. May write up to kLanes elements past the end.
-  void (*compress_panel)(const PanelMove<T>* moves, int n_moves, int64_t taps, const ChannelSet& in,
-                         T* dst);
+  void (*conv_tile)(const ConvTile<T>& tile, int pixels, int panels, int strips);
 
-  // dst[pixels][set.open] from channel-contiguous pixels.
+  // One compressed panel, dst[steps][kLanes]. Channel j of the cells of step k comes from channel
+  // c % kPack of row c / kPack of the packed panels, c = row[k * kPack + j]; is 0 if c is negative.
+  // Lanes that no move fills become 0. Reads `row` up to kPrefetchRows past the end.
+  void (*compress_panel)(const PanelMove<T>* moves, int n_moves, const int32_t* row, int64_t steps,
+                         Cell* dst);
+
+  // dst[pixels][cells] from channel-contiguous pixels. May write up to kLanes past the end.
   void (*compress_pixels)(const T* src, int64_t pixel_stride, int64_t pixels, const ChannelSet& set,
-                          T* dst);
+                          Cell* dst);
 
-  // dst[pixels][set.open] from pixel-contiguous channels.
+  // dst[pixels][cells] from pixel-contiguous channels. May write up to kLanes past the end.
   void (*gather_planes)(const T* src, int64_t channel_stride, int64_t pixels, const ChannelSet& set,
-                        T* dst);
+                        Cell* dst);
 
-  // dst[pixels][set.channels] = act(src at open channels, else 0, + residual); src rows are
-  // src_stride apart and hold at least set.open elements, rounded up to kLanes.
-  void (*expand_pixels)(const T* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
-                        const T* residual, bool relu, T* dst);
+  // dst[i * strips + s] = src[s * src_stride + i]. May read and write up to kLanes * strips past
+  // the end.
+  void (*interleave)(const Cell* src, int64_t src_stride, int strips, int64_t count, Cell* dst);
 
-  // The same into pixel-contiguous channels, channel_stride apart; writes open channels only.
-  void (*scatter_planes)(const T* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
-                         int64_t channel_stride, const T* residual, bool relu, T* dst);
+  // dst[s * dst_stride + i] = src[i * strips + s], under the same condition.
+  void (*deinterleave)(const Acc* src, int strips, int64_t count, int64_t dst_stride, Acc* dst);
+
+  // dst[pixels][set.channels] = act(src at open channels, else 0, + residual), pixels of dst and
+  // residual dst_stride apart. Rows of src are src_stride apart and may be read up to kLanes past
+  // their end.
+  void (*expand_pixels)(const Acc* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
+                        const Out* residual, bool relu, int64_t dst_stride, Out* dst);
+
+  // The words of set.bits without an open channel of the same.
+  void (*fill_closed)(int64_t pixels, const ChannelSet& set, const Out* residual, bool relu,
+                      int64_t dst_stride, Out* dst);
+
+  // The open channels of the same into pixel-contiguous channels, channel_stride apart.
+  void (*scatter_planes)(const Acc* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
+                         int64_t channel_stride, const Out* residual, bool relu, Out* dst);
 };
 
 extern const Micro<float> kScalarF32;

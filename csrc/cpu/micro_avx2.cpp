@@ -79,101 +79,219 @@ __m256 load_first(const float* src, int64_t n) {
 }
 
 template <int P>
+DDI_INLINE void finish(const ConvTile<float>& t, __m256 (&acc)[P][2]) {
+  constexpr int kFirst = (P + 1) / 2;
+  DDI_UNROLL
+  for (int p = 0; p < P; ++p) {
+    const int run = p < kFirst ? 0 : 1;
+    DDI_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const int64_t at = (p - run * kFirst) * t.out_stride + t.out_at[0] + h * kHalf;
+      const int64_t n = t.last_lanes - h * kHalf;
+      __m256 v = _mm256_add_ps(acc[p][h], _mm256_loadu_ps(t.bias + h * kHalf));
+      if (t.scale != nullptr) v = _mm256_mul_ps(v, _mm256_loadu_ps(t.scale + h * kHalf));
+      if (t.residual[0] != nullptr) v = _mm256_add_ps(v, load_first(t.residual[run] + at, n));
+      store_first(t.out[run] + at, n, activate(v, t.relu));
+    }
+  }
+}
+
+// S neighbouring activations, repeated over the lanes.
+template <int S>
+DDI_INLINE __m256 broadcast(const float* a) {
+  if (S == 2) {
+    return _mm256_castpd_ps(_mm256_broadcast_sd(reinterpret_cast<const double*>(a)));
+  }
+  if (S == 4) return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(a));
+  return _mm256_broadcast_ss(a);
+}
+
+template <int P, int S, bool kListed>
 void conv_tile_of(const ConvTile<float>& t) {
+  constexpr int kFirst = (P + 1) / 2;
   __m256 acc[P][2];
   DDI_UNROLL
   for (int p = 0; p < P; ++p) acc[p][0] = acc[p][1] = _mm256_setzero_ps();
-  const float* w = t.weight;
   const int64_t stride = t.pixel_stride;
+  const int32_t* row = t.row;
   for (int64_t s = 0; s < t.segments; ++s) {
-    const float* a = t.in + t.offset[s];
-    for (int64_t c = 0; c < t.segment_length; ++c, ++a, w += kLanes) {
+    const Segment& segment = t.segment[s];
+    const float *a0 = t.in[0] + segment.offset, *a1 = t.in[1] + segment.offset;
+    const float* w = t.weight[0] + segment.row * kLanes;
+    for (int64_t c = segment.length; c > 0; --c, a0 += S, a1 += S) {
+      if (kListed) w = t.weight[0] + static_cast<int64_t>(*row++) * kLanes;
       const __m256 low = _mm256_loadu_ps(w), high = _mm256_loadu_ps(w + kHalf);
+      if (!kListed) w += kLanes;
       DDI_UNROLL
       for (int p = 0; p < P; ++p) {
-        const __m256 x = _mm256_broadcast_ss(a + p * stride);
+        const __m256 x = broadcast<S>(p < kFirst ? a0 + p * stride : a1 + (p - kFirst) * stride);
         acc[p][0] = _mm256_fmadd_ps(x, low, acc[p][0]);
         acc[p][1] = _mm256_fmadd_ps(x, high, acc[p][1]);
       }
     }
   }
-  DDI_UNROLL
-  for (int p = 0; p < P; ++p) {
-    DDI_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      const int64_t at = p * t.out_stride + h * kHalf, n = t.last_lanes - h * kHalf;
-      __m256 v = _mm256_add_ps(acc[p][h], _mm256_loadu_ps(t.bias + h * kHalf));
-      if (t.scale != nullptr) v = _mm256_mul_ps(v, _mm256_loadu_ps(t.scale + h * kHalf));
-      if (t.residual != nullptr) v = _mm256_add_ps(v, load_first(t.residual + at, n));
-      store_first(t.out + at, n, activate(v, t.relu));
-    }
-  }
+  finish<P>(t, acc);
 }
 
 using TileFn = void (*)(const ConvTile<float>&);
 
-constexpr TileFn kTiles[] = {nullptr,         conv_tile_of<1>, conv_tile_of<2>, conv_tile_of<3>,
-                             conv_tile_of<4>, conv_tile_of<5>, conv_tile_of<6>};
+template <int S, bool L>
+constexpr TileFn kTiles[7] = {nullptr,
+                              conv_tile_of<1, S, L>,
+                              conv_tile_of<2, S, L>,
+                              conv_tile_of<3, S, L>,
+                              conv_tile_of<4, S, L>,
+                              conv_tile_of<5, S, L>,
+                              conv_tile_of<6, S, L>};
 
-void conv_tile(const ConvTile<float>& t, int pixels, int /*panels: always 1*/) {
-  kTiles[pixels](t);
+void conv_tile(const ConvTile<float>& t, int pixels, int /*panels: always 1*/, int strips) {
+  if (strips == 2) return kTiles<2, false>[pixels](t);
+  if (strips == 4) return kTiles<4, false>[pixels](t);
+  (t.row == nullptr ? kTiles<1, false> : kTiles<1, true>)[pixels](t);
 }
 
-// Rows of open inputs are too irregular a stream for the hardware to fetch ahead by itself.
-constexpr int64_t kPrefetchRows = 16;
+// The lanes of half a compressed panel that come from half a packed panel.
+struct HalfMove {
+  const float* src;
+  __m256i from;
+  __m256 mask;
+};
 
-void compress_panel(const PanelMove<float>* moves, int n_moves, int64_t taps, const ChannelSet& in,
-                    float* dst) {
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    for (int64_t i = 0; i < in.open; ++i, dst += kLanes) {
-      const int64_t row = (tap * in.channels + in.index[i]) * kLanes;
-      const int64_t later = i + kPrefetchRows < in.open ? i + kPrefetchRows : i;
-      const int64_t prefetch = (tap * in.channels + in.index[later]) * kLanes;
-      // Whole-register stores: what one spills past its columns the next move or row overwrites.
-      for (int m = 0; m < n_moves; ++m) {
-        _mm_prefetch(moves[m].src + prefetch, _MM_HINT_T0);
-        const uint32_t low = moves[m].mask & 0xffu, high = moves[m].mask >> kHalf;
-        const float* src = moves[m].src + row;
-        float* out = dst + moves[m].lane;
-        if (low != 0) _mm256_storeu_ps(out, pack(_mm256_loadu_ps(src), low));
-        if (high != 0) {
-          _mm256_storeu_ps(out + __builtin_popcount(low), pack(_mm256_loadu_ps(src + kHalf), high));
-        }
+int split_moves(const PanelMove<float>* moves, int n_moves, int half, HalfMove* out) {
+  int n = 0;
+  for (int m = 0; m < n_moves; ++m) {
+    for (int source = 0; source < 2; ++source) {
+      alignas(32) int32_t from[kHalf] = {}, mask[kHalf] = {};
+      bool any = false;
+      for (int l = 0; l < kHalf; ++l) {
+        const int lane = half * kHalf + l, column = moves[m].from[lane];
+        if (((moves[m].mask >> lane) & 1u) == 0 || column / kHalf != source) continue;
+        from[l] = column % kHalf;
+        mask[l] = -1;
+        any = true;
       }
+      if (!any) continue;
+      out[n++] = {moves[m].src + source * kHalf,
+                  _mm256_load_si256(reinterpret_cast<const __m256i*>(from)),
+                  _mm256_castsi256_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(mask)))};
+    }
+  }
+  return n;
+}
+
+void compress_panel(const PanelMove<float>* moves, int n_moves, const int32_t* row, int64_t steps,
+                    float* dst) {
+  HalfMove halves[2][2 * kLanes];
+  int count[2];
+  for (int h = 0; h < 2; ++h) count[h] = split_moves(moves, n_moves, h, halves[h]);
+  for (int64_t k = 0; k < steps; ++k, dst += kLanes) {
+    const int64_t at = static_cast<int64_t>(row[k]) * kLanes;
+    const int64_t later = static_cast<int64_t>(row[k + kPrefetchRows]) * kLanes;
+    for (int m = 0; m < n_moves; ++m) _mm_prefetch(moves[m].src + later, _MM_HINT_T0);
+    for (int h = 0; h < 2; ++h) {
+      __m256 v = _mm256_setzero_ps();
+      for (int m = 0; m < count[h]; ++m) {
+        const HalfMove& move = halves[h][m];
+        const __m256 w = _mm256_permutevar8x32_ps(_mm256_loadu_ps(move.src + at), move.from);
+        v = _mm256_blendv_ps(v, w, move.mask);
+      }
+      _mm256_storeu_ps(dst + h * kHalf, v);
     }
   }
 }
 
+constexpr int64_t kPrefetchPixels = 16;
+
 void compress_pixels(const float* src, int64_t pixel_stride, int64_t pixels, const ChannelSet& set,
                      float* dst) {
-  const float* end = dst + pixels * set.open;
+  const int64_t ahead = kPrefetchPixels * pixel_stride;
   for (int64_t p = 0; p < pixels; ++p, src += pixel_stride) {
     for (int64_t c = 0; c < set.channels; c += kHalf) {
       const uint32_t mask = (set.bits[c / kLanes] >> (c % kLanes)) & 0xffu;
       if (mask == 0) continue;
-      // A whole-register store where the next channels or pixels will overwrite what it spills.
-      const int n = __builtin_popcount(mask);
-      store_first(dst, end - dst >= kHalf ? kHalf : n,
-                  pack(load_first(src + c, set.channels - c), mask));
-      dst += n;
+      _mm_prefetch(src + c + ahead, _MM_HINT_T0);
+      // Whole-register stores: what one spills the next channels, pixel or row overwrites.
+      _mm256_storeu_ps(dst, pack(load_first(src + c, set.channels - c), mask));
+      dst += __builtin_popcount(mask);
+    }
+  }
+}
+
+// {a, b} -> a0 b0 a1 b1 ...
+void zip(__m256 a, __m256 b, __m256 out[2]) {
+  const __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+  out[0] = _mm256_permute2f128_ps(low, high, 0x20);
+  out[1] = _mm256_permute2f128_ps(low, high, 0x31);
+}
+
+// {a, b} -> even elements of both, odd elements of both
+void unzip(__m256 a, __m256 b, __m256 out[2]) {
+  const __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
+  const __m256d odd = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
+  out[0] = _mm256_castpd_ps(_mm256_permute4x64_pd(even, 0xd8));
+  out[1] = _mm256_castpd_ps(_mm256_permute4x64_pd(odd, 0xd8));
+}
+
+void interleave(const float* src, int64_t src_stride, int strips, int64_t count, float* dst) {
+  for (int64_t i = 0; i < count; i += kHalf, dst += kHalf * strips) {
+    __m256 ac[2], bd[2], out[2];
+    if (strips == 2) {
+      zip(_mm256_loadu_ps(src + i), _mm256_loadu_ps(src + src_stride + i), ac);
+      for (int h = 0; h < 2; ++h) _mm256_storeu_ps(dst + h * kHalf, ac[h]);
+      continue;
+    }
+    zip(_mm256_loadu_ps(src + i), _mm256_loadu_ps(src + 2 * src_stride + i), ac);
+    zip(_mm256_loadu_ps(src + src_stride + i), _mm256_loadu_ps(src + 3 * src_stride + i), bd);
+    for (int h = 0; h < 2; ++h) {
+      zip(ac[h], bd[h], out);
+      _mm256_storeu_ps(dst + 2 * h * kHalf, out[0]);
+      _mm256_storeu_ps(dst + (2 * h + 1) * kHalf, out[1]);
+    }
+  }
+}
+
+void deinterleave(const float* src, int strips, int64_t count, int64_t dst_stride, float* dst) {
+  for (int64_t i = 0; i < count; i += kHalf, src += kHalf * strips) {
+    __m256 ab[2], cd[2], out[2];
+    unzip(_mm256_loadu_ps(src), _mm256_loadu_ps(src + kHalf), ab);
+    if (strips == 2) {
+      for (int h = 0; h < 2; ++h) _mm256_storeu_ps(dst + h * dst_stride + i, ab[h]);
+      continue;
+    }
+    unzip(_mm256_loadu_ps(src + 2 * kHalf), _mm256_loadu_ps(src + 3 * kHalf), cd);
+    for (int h = 0; h < 2; ++h) {
+      unzip(ab[h], cd[h], out);
+      _mm256_storeu_ps(dst + h * dst_stride + i, out[0]);
+      _mm256_storeu_ps(dst + (h + 2) * dst_stride + i, out[1]);
     }
   }
 }
 
 void expand_pixels(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
-                   const float* residual, bool relu, float* dst) {
-  for (int64_t p = 0; p < pixels; ++p, src += src_stride) {
+                   const float* residual, bool relu, int64_t dst_stride, float* dst) {
+  for (int64_t p = 0; p < pixels; ++p, src += src_stride, dst += dst_stride) {
     const float* s = src;
     for (int64_t c = 0; c < set.channels; c += kHalf) {
       const uint32_t mask = (set.bits[c / kLanes] >> (c % kLanes)) & 0xffu;
-      const int n = __builtin_popcount(mask);
-      __m256 v = spread(load_first(s, n), mask);
+      __m256 v = spread(_mm256_loadu_ps(s), mask);
       if (residual != nullptr) v = _mm256_add_ps(v, load_first(residual + c, set.channels - c));
       store_first(dst + c, set.channels - c, activate(v, relu));
-      s += n;
+      s += __builtin_popcount(mask);
     }
-    dst += set.channels;
-    if (residual != nullptr) residual += set.channels;
+    if (residual != nullptr) residual += dst_stride;
+  }
+}
+
+void fill_closed(int64_t pixels, const ChannelSet& set, const float* residual, bool relu,
+                 int64_t dst_stride, float* dst) {
+  for (int64_t p = 0; p < pixels; ++p, dst += dst_stride) {
+    for (int64_t c = 0; c < set.channels; c += kHalf) {
+      if (set.bits[c / kLanes] != 0) continue;
+      const int64_t n = set.channels - c;
+      const __m256 v = residual == nullptr ? _mm256_setzero_ps() : load_first(residual + c, n);
+      store_first(dst + c, n, activate(v, relu));
+    }
+    if (residual != nullptr) residual += dst_stride;
   }
 }
 
@@ -245,8 +363,10 @@ DDI_REGION_END
 
 namespace ddi {
 
-const Micro<float> kAvx2F32 = {{0, 6, 0, 0, 0}, conv_tile,     compress_panel, compress_pixels,
-                               gather_planes,   expand_pixels, scatter_planes};
+const Micro<float> kAvx2F32 = {
+    {0, 6, 0, 0},  4,          conv_tile,    compress_panel, compress_pixels,
+    gather_planes, interleave, deinterleave, expand_pixels,  fill_closed,
+    scatter_planes};
 
 }  // namespace ddi
 #endif

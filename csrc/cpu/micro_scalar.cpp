@@ -15,19 +15,21 @@ T activate(T v, bool relu) {
 template <class T, int P>
 void conv_tile_of(const ConvTile<T>& t) {
   T acc[P][kLanes] = {};
-  const T* w = t.weight;
+  const int32_t* row = t.row;
   for (int64_t s = 0; s < t.segments; ++s) {
-    const T* a = t.in + t.offset[s];
-    for (int64_t c = 0; c < t.segment_length; ++c, ++a, w += kLanes) {
+    const Segment& segment = t.segment[s];
+    const T *a = t.in[0] + segment.offset, *b = t.in[1] + segment.offset;
+    for (int64_t c = 0; c < segment.length; ++c, ++a, ++b) {
+      const T* w = t.weight[0] + (row == nullptr ? segment.row + c : *row++) * kLanes;
       for (int p = 0; p < P; ++p) {
-        const T v = a[p * t.pixel_stride];
+        const T v = p == 0 ? *a : *b;
         for (int l = 0; l < kLanes; ++l) acc[p][l] += v * w[l];
       }
     }
   }
   for (int p = 0; p < P; ++p) {
-    T* out = t.out + p * t.out_stride;
-    const T* residual = t.residual == nullptr ? nullptr : t.residual + p * t.out_stride;
+    T* out = t.out[p] + t.out_at[0];
+    const T* residual = t.residual[p] == nullptr ? nullptr : t.residual[p] + t.out_at[0];
     for (int l = 0; l < t.last_lanes; ++l) {
       T v = acc[p][l] + t.bias[l];
       if (t.scale != nullptr) v *= t.scale[l];
@@ -42,7 +44,7 @@ template <class T>
 constexpr int kTilePixels = 8 / sizeof(T);
 
 template <class T>
-void conv_tile(const ConvTile<T>& t, int pixels, int /*panels: always 1*/) {
+void conv_tile(const ConvTile<T>& t, int pixels, int /*panels: always 1*/, int /*strips: 1*/) {
   if (pixels == 1) {
     conv_tile_of<T, 1>(t);
   } else {
@@ -51,20 +53,17 @@ void conv_tile(const ConvTile<T>& t, int pixels, int /*panels: always 1*/) {
 }
 
 template <class T>
-void compress_panel(const PanelMove<T>* moves, int n_moves, int64_t taps, const ChannelSet& in,
+void compress_panel(const PanelMove<T>* moves, int n_moves, const int32_t* row, int64_t steps,
                     T* dst) {
-  // The columns of all moves, in the order they are stored.
-  const T* column[kLanes];
-  int columns = 0;
+  const T* column[kLanes] = {};
   for (int m = 0; m < n_moves; ++m) {
     for (int l = 0; l < kLanes; ++l) {
-      if ((moves[m].mask >> l) & 1u) column[columns++] = moves[m].src + l;
+      if ((moves[m].mask >> l) & 1u) column[l] = moves[m].src + moves[m].from[l];
     }
   }
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    for (int64_t i = 0; i < in.open; ++i, dst += kLanes) {
-      const int64_t row = (tap * in.channels + in.index[i]) * kLanes;
-      for (int l = 0; l < columns; ++l) dst[l] = column[l][row];
+  for (int64_t k = 0; k < steps; ++k, dst += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      dst[l] = column[l] == nullptr ? T(0) : column[l][static_cast<int64_t>(row[k]) * kLanes];
     }
   }
 }
@@ -86,10 +85,17 @@ void gather_planes(const T* src, int64_t channel_stride, int64_t pixels, const C
   }
 }
 
+// Never asked for: this table has no strips.
+template <class T>
+void interleave(const T*, int64_t, int, int64_t, T*) {}
+
+template <class T>
+void deinterleave(const T*, int, int64_t, int64_t, T*) {}
+
 template <class T>
 void expand_pixels(const T* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
-                   const T* residual, bool relu, T* dst) {
-  for (int64_t p = 0; p < pixels; ++p, src += src_stride, dst += set.channels) {
+                   const T* residual, bool relu, int64_t dst_stride, T* dst) {
+  for (int64_t p = 0; p < pixels; ++p, src += src_stride, dst += dst_stride) {
     for (int64_t c = 0; c < set.channels; ++c) {
       dst[c] = residual == nullptr ? T(0) : activate(residual[c], relu);
     }
@@ -97,7 +103,19 @@ void expand_pixels(const T* src, int64_t src_stride, int64_t pixels, const Chann
       const int32_t c = set.index[i];
       dst[c] = activate(residual == nullptr ? src[i] : src[i] + residual[c], relu);
     }
-    if (residual != nullptr) residual += set.channels;
+    if (residual != nullptr) residual += dst_stride;
+  }
+}
+
+template <class T>
+void fill_closed(int64_t pixels, const ChannelSet& set, const T* residual, bool relu,
+                 int64_t dst_stride, T* dst) {
+  for (int64_t p = 0; p < pixels; ++p, dst += dst_stride) {
+    for (int64_t c = 0; c < set.channels; ++c) {
+      if (set.bits[c / kLanes] != 0) continue;
+      dst[c] = residual == nullptr ? T(0) : activate(residual[c], relu);
+    }
+    if (residual != nullptr) residual += dst_stride;
   }
 }
 
@@ -115,12 +133,16 @@ void scatter_planes(const T* src, int64_t src_stride, int64_t pixels, const Chan
 
 template <class T>
 constexpr Micro<T> scalar_table() {
-  return {{0, kTilePixels<T>, 0, 0, 0},
+  return {{0, kTilePixels<T>, 0, 0},
+          1,
           conv_tile<T>,
           compress_panel<T>,
           compress_pixels<T>,
           gather_planes<T>,
+          interleave<T>,
+          deinterleave<T>,
           expand_pixels<T>,
+          fill_closed<T>,
           scatter_planes<T>};
 }
 

@@ -1,0 +1,302 @@
+// What follows from the masks of one sample: lists of open channels, the weights that go with them,
+// the walk over the inputs, and how the image is cut. Computed once for samples with equal masks.
+//
+// Weights are compressed only where they must be. If the open outputs are whole panels, as with
+// group sizes that are multiples of kLanes, tiles read the packed panels themselves: they jump from
+// one run of open inputs to the next, or, if runs are short, find every row through a list. Else
+// each compact panel is gathered from the packed ones.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "arena.h"
+#include "gated_conv2d.h"
+#include "micro.h"
+
+namespace ddi {
+
+constexpr int64_t kBlockBytes = 384 * 1024;  // input and output rows of a block, to stay in L2
+constexpr int64_t kGroupBytes = 640 * 1024;  // weight panels of a tile, to stay in L2
+
+// Beyond four panels too few lanes are empty for strips to pay.
+constexpr int64_t kMaxStripChannels = 4 * kLanes;
+
+// With strips a panel holds fewer channels.
+inline int64_t max_panels(int64_t channels, int strips) {
+  return std::max(ceil_div(channels, kLanes),
+                  ceil_div(std::min(channels, kMaxStripChannels), kLanes / strips));
+}
+
+template <class T>
+struct ConvPlan {
+  using Cell = typename Types<T>::Cell;
+  using Acc = typename Types<T>::Acc;
+  static constexpr int kPack = Types<T>::kPack;
+
+  int64_t sample = -1, group = -1;
+  ChannelSet in, out;
+  int32_t *in_index, *out_index;
+  uint16_t *in_bits, *out_bits;
+  int32_t* row;  // panel row of each step of the reduction, as compress_panel takes it
+  Segment* segment;
+  Cell* panels;
+  Acc *bias, *scale;
+  const Cell** panel;  // weights of each compact panel
+  int64_t* panel_out;  // its first column in y, if direct_out
+
+  int64_t n_panels, steps, segments;
+  int64_t cells;  // of the open inputs
+  int64_t runs;   // of neighbouring open inputs
+  int strips;
+  bool whole_panels;                 // open outputs are whole panels
+  bool compress;                     // panels are gathered into `panels`
+  bool ready;                        // and have been
+  bool listed;                       // tiles find the weights of each step through `row`
+  bool direct_in;                    // tiles read x itself
+  bool direct_out;                   // tiles write y itself
+  int64_t row_stride, pixel_stride;  // of what tiles read
+  int64_t strip_rows, block_rows, blocks;
+};
+
+template <class T>
+ConvPlan<T> make_conv_plan(const Conv2dShape& s, Arena& arena) {
+  ConvPlan<T> plan;
+  const int64_t ci = s.group_ci(), co = s.group_co(), taps = s.kh * s.kw;
+  const int64_t panels = max_panels(co, micro<T>().max_strips);
+  const int64_t steps = taps * ceil_div(ci, plan.kPack);
+  plan.in_index = arena.take<int32_t>(ci);
+  plan.out_index = arena.take<int32_t>(co);
+  plan.in_bits = arena.take<uint16_t>(ceil_div(ci, kLanes));
+  plan.out_bits = arena.take<uint16_t>(ceil_div(co, kLanes));
+  plan.row = arena.take<int32_t>(steps * plan.kPack + kPrefetchRows);
+  plan.segment = arena.take<Segment>(taps * ci);
+  plan.panels = arena.take<typename Types<T>::Cell>(panels * steps * kLanes);
+  plan.bias = arena.take<typename Types<T>::Acc>(panels * kLanes);
+  plan.scale = arena.take<typename Types<T>::Acc>(panels * kLanes);
+  plan.panel = arena.take<const typename Types<T>::Cell*>(panels);
+  plan.panel_out = arena.take<int64_t>(panels);
+  return plan;
+}
+
+// Channels [first, first + channels) of a row of group bits.
+inline ChannelSet list_channels(const uint8_t* open, int64_t first, int64_t channels,
+                                int64_t group_size, int32_t* index, uint16_t* bits) {
+  std::memset(bits, 0, static_cast<size_t>(ceil_div(channels, kLanes)) * sizeof(uint16_t));
+  int64_t count = 0, end;
+  for (int64_t c = 0; c < channels; c = end) {
+    const int64_t group = (first + c) / group_size;
+    end = std::min((group + 1) * group_size - first, channels);
+    if (open != nullptr && open[group] == 0) continue;
+    for (int64_t i = c; i < end; ++i) {
+      index[count++] = static_cast<int32_t>(i);
+      bits[i / kLanes] = static_cast<uint16_t>(bits[i / kLanes] | (1u << (i % kLanes)));
+    }
+  }
+  return {channels, count, index, bits};
+}
+
+inline bool same_bits(const uint8_t* open, int64_t groups, int64_t a, int64_t b) {
+  return open == nullptr || std::memcmp(open + a * groups, open + b * groups, groups) == 0;
+}
+
+// Makes the plans of one call.
+template <class T>
+class ConvPlanner {
+  using Cell = typename Types<T>::Cell;
+  using Acc = typename Types<T>::Acc;
+  static constexpr int kPack = Types<T>::kPack;
+
+ public:
+  ConvPlanner(const GatedConv2d<T>& args, int64_t min_blocks)
+      : a_(args),
+        s_(args.shape),
+        ci_(s_.group_ci()),
+        co_(s_.group_co()),
+        taps_(s_.kh * s_.kw),
+        in_groups_(ceil_div(s_.ci, args.in_group_size)),
+        out_groups_(ceil_div(s_.co, args.out_group_size)),
+        min_blocks_(min_blocks) {}
+
+  // Readies a plan for one convolution group of a sample. What follows from the masks stays valid
+  // from one sample to the next if both have the same.
+  void plan(ConvPlan<T>& p, int64_t n, int64_t group) const {
+    const bool same = p.sample >= 0 && p.group == group &&
+                      same_bits(a_.in_open, in_groups_, p.sample, n) &&
+                      same_bits(a_.out_open, out_groups_, p.sample, n);
+    const bool same_epilogue = same && a_.scale == nullptr;
+    p.sample = n;
+    p.group = group;
+    if (!same) {
+      list(p);
+      choose_weights(p);
+      plan_input(p);
+      plan_rows(p);
+      plan_panels(p);
+      plan_blocks(p);
+    }
+    if (!same_epilogue) plan_epilogue(p);
+  }
+
+  const Cell* packed(int64_t group, int64_t panel) const {
+    const int64_t rows = taps_ * ceil_div(ci_, kPack);
+    return a_.packed + (group * ceil_div(co_, kLanes) + panel) * rows * kLanes;
+  }
+
+  // Gathers one compact panel.
+  void compress_panel(const ConvPlan<T>& p, int64_t panel) const {
+    const int64_t width = kLanes / p.strips, first = panel * width;
+    const int64_t last = std::min(first + width, p.out.open);
+    PanelMove<T> moves[kLanes];
+    int n_moves = 0;
+    int64_t source = -1;
+    for (int64_t j = first; j < last; ++j) {
+      const int64_t c = p.out_index[j];
+      if (c / kLanes != source) {
+        source = c / kLanes;
+        moves[n_moves] = {packed(p.group, source), 0, {}};
+        ++n_moves;
+      }
+      PanelMove<T>& move = moves[n_moves - 1];
+      for (int64_t s = 0; s < p.strips; ++s) {
+        const int64_t lane = (j - first) * p.strips + s;
+        move.mask |= 1u << lane;
+        move.from[lane] = static_cast<int32_t>(c % kLanes);
+      }
+    }
+    micro<T>().compress_panel(moves, n_moves, p.row, p.steps, p.panels + panel * p.steps * kLanes);
+  }
+
+ private:
+  void list(ConvPlan<T>& p) const {
+    const uint8_t* in = a_.in_open == nullptr ? nullptr : a_.in_open + p.sample * in_groups_;
+    const uint8_t* out = a_.out_open == nullptr ? nullptr : a_.out_open + p.sample * out_groups_;
+    p.in = list_channels(in, p.group * ci_, ci_, a_.in_group_size, p.in_index, p.in_bits);
+    p.out = list_channels(out, p.group * co_, co_, a_.out_group_size, p.out_index, p.out_bits);
+    p.whole_panels = true;
+    for (int64_t k = 0; k < ceil_div(co_, kLanes); ++k) {
+      const int lanes = static_cast<int>(std::min<int64_t>(co_ - k * kLanes, kLanes));
+      p.whole_panels &= p.out_bits[k] == 0 || p.out_bits[k] == (1u << lanes) - 1u;
+    }
+  }
+
+  // The cut that leaves the fewest lanes empty; strips must gain what their shuffling costs.
+  int choose_strips(const ConvPlan<T>& p) const {
+    const auto cost = [&](int strips) {
+      return ceil_div(p.out.open, kLanes / strips) * ceil_div(s_.out_h(), strips);
+    };
+    int best = 1;
+    if (p.out.open > kMaxStripChannels) return best;
+    for (int strips = 2; strips <= micro<T>().max_strips; strips *= 2) {
+      if (5 * cost(strips) < 4 * cost(best)) best = strips;
+    }
+    return best;
+  }
+
+  // A list costs a load a step, which tiles of one panel have no time for: there compressing once
+  // is cheaper.
+  void choose_weights(ConvPlan<T>& p) const {
+    p.runs = 0;
+    bool whole_cells = true;  // runs do not begin or end inside a cell
+    for (int64_t i = 0; i < p.in.open; ++i) {
+      const int32_t c = p.in_index[i], before = i == 0 ? -1 : p.in_index[i - 1];
+      if (i > 0 && c == before + 1) continue;
+      ++p.runs;
+      whole_cells &= c % kPack == 0 && (i == 0 || (before + 1) % kPack == 0);
+    }
+    if (p.in.open > 0) {
+      const int32_t end = p.in_index[p.in.open - 1] + 1;
+      whole_cells &= end % kPack == 0 || end == ci_;
+    }
+    p.strips = choose_strips(p);
+    const bool short_runs = p.in.open < kLanes / 2 * p.runs;
+    const bool can_list = kPack == 1 && p.out.open > kLanes;
+    p.compress = !p.whole_panels || p.strips > 1 || !whole_cells || (short_runs && !can_list);
+    p.listed = short_runs && !p.compress;
+  }
+
+  // The inputs as tiles read them: x itself where nothing is closed or padded, else a compact copy.
+  // Stretches of the reduction that are contiguous become one segment.
+  void plan_input(ConvPlan<T>& p) const {
+    p.cells = ceil_div(p.in.open, kPack);
+    p.direct_in = std::is_same<T, Cell>::value && s_.pad_h == 0 && s_.pad_w == 0 &&
+                  a_.x_stride[1] == 1 && p.strips == 1 && p.in.open == ci_;
+    p.pixel_stride = p.direct_in ? a_.x_stride[3] : p.cells * p.strips;
+    p.row_stride = p.direct_in ? a_.x_stride[2] : (s_.w + 2 * s_.pad_w) * p.pixel_stride;
+    p.steps = taps_ * p.cells;
+    p.segments = 0;
+    Segment end = {-1, 0, -1};  // where the next step would continue the last segment
+    const bool by_run = !p.compress && !p.listed;
+    const int64_t packed_cells = by_run ? ceil_div(ci_, kPack) : p.cells;
+    for (int64_t tap = 0; tap < taps_; ++tap) {
+      const int64_t ky = tap / s_.kw * s_.dilation_h, kx = tap % s_.kw * s_.dilation_w;
+      for (int64_t i = 0, next; i < p.in.open; i = next) {
+        next = by_run ? i + 1 : p.in.open;
+        while (next < p.in.open && p.in_index[next] == p.in_index[next - 1] + 1) ++next;
+        const int64_t first = i / kPack, length = ceil_div(next, kPack) - first;
+        const int64_t offset = ky * p.row_stride + kx * p.pixel_stride + first * p.strips;
+        const int64_t row = tap * packed_cells + (by_run ? p.in_index[i] / kPack : first);
+        if (offset != end.offset || row != end.row) p.segment[p.segments++] = {offset, 0, row};
+        p.segment[p.segments - 1].length += length;
+        end = {offset + length * p.strips, 0, row + length};
+      }
+    }
+  }
+
+  void plan_rows(ConvPlan<T>& p) const {
+    int32_t* row = p.row;
+    const int64_t tap_channels = round_up(ci_, kPack);
+    for (int64_t tap = 0; tap < taps_; ++tap) {
+      for (int64_t i = 0; i < p.in.open; ++i) {
+        *row++ = static_cast<int32_t>(tap * tap_channels) + p.in_index[i];
+      }
+      for (int64_t i = p.in.open; i < p.cells * kPack; ++i) *row++ = -1;
+    }
+    std::fill(row, row + kPrefetchRows, p.steps > 0 ? p.row[0] : 0);
+  }
+
+  void plan_panels(ConvPlan<T>& p) const {
+    p.n_panels = ceil_div(p.out.open, kLanes / p.strips);
+    p.ready = !p.compress;
+    p.direct_out = std::is_same<Acc, typename Types<T>::Out>::value && p.whole_panels &&
+                   p.strips == 1 && a_.channels_last;
+    for (int64_t k = 0; k < p.n_panels; ++k) {
+      const int64_t source = p.whole_panels && p.strips == 1 ? p.out_index[k * kLanes] / kLanes : k;
+      p.panel[k] = p.compress ? p.panels + k * p.steps * kLanes : packed(p.group, source);
+      p.panel_out[k] = (p.direct_out ? source : k) * kLanes;
+    }
+  }
+
+  void plan_blocks(ConvPlan<T>& p) const {
+    const int64_t out_h = s_.out_h();
+    p.strip_rows = ceil_div(out_h, p.strips);
+    const int64_t in_row = p.direct_in ? s_.w * s_.ci : p.row_stride;
+    const int64_t out_row = s_.out_w() * (p.direct_out ? s_.co : p.n_panels * kLanes);
+    const int64_t halo = std::max<int64_t>((s_.kh - 1) * s_.dilation_h + 1 - s_.stride_h, 0);
+    const int64_t per_row = std::max<int64_t>(s_.stride_h * in_row + out_row, 1);
+    const int64_t budget = kBlockBytes / static_cast<int64_t>(sizeof(Cell)) - halo * in_row;
+    const int64_t fit = std::max<int64_t>(std::min(budget / per_row, p.strip_rows), 1);
+    p.blocks = std::min(std::max(ceil_div(p.strip_rows, fit), min_blocks_), p.strip_rows);
+    p.block_rows = ceil_div(p.strip_rows, p.blocks);
+  }
+
+  void plan_epilogue(ConvPlan<T>& p) const {
+    const int64_t width = kLanes / p.strips;
+    for (int64_t j = 0; j < p.n_panels * width; ++j) {
+      const bool exists = j < p.out.open;
+      const int64_t c = p.group * co_ + (exists ? p.out_index[j] : 0);
+      const Acc bias = exists && a_.bias != nullptr ? a_.bias[c] : Acc(0);
+      std::fill_n(p.bias + j * p.strips, p.strips, bias);
+      if (a_.scale == nullptr) continue;
+      const Acc scale = a_.scale[p.sample * out_groups_ + c / a_.out_group_size];
+      std::fill_n(p.scale + j * p.strips, p.strips, exists ? scale : Acc(0));
+    }
+  }
+
+  const GatedConv2d<T>& a_;
+  const Conv2dShape& s_;
+  const int64_t ci_, co_, taps_, in_groups_, out_groups_, min_blocks_;
+};
+
+}  // namespace ddi
