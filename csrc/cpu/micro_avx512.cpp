@@ -208,25 +208,27 @@ __m512i unpacking(__mmask16 mask) {
   return _mm512_maskz_expand_epi32(mask, lane);
 }
 
-// Whole-register stores: what one spills the next word, pixel or row overwrites, unless the next
-// words come in another pass; then `last` keeps the last word from spilling.
+// Whole-register stores in the first pass over the pixels: what one spills the next word, pass or
+// pixel overwrites. Later passes must not reach into the next pixel.
 template <int N>
 void compress_words(const float* src, int64_t pixel_stride, int64_t pixels, const ChannelSet& set,
-                    const Words& w, __mmask16 last, float* dst) {
+                    const Words& w, bool first_pass, float* dst) {
   __m512i from[N];
-  __mmask16 lanes[N];
+  __mmask16 store[N];
   for (int i = 0; i < N; ++i) {
     from[i] = packing(w.mask[i]);
-    lanes[i] = first_lanes(set.channels - w.channel[i]);
+    store[i] = first_pass ? static_cast<__mmask16>(0xffff) : first_lanes(set.open - w.at[i]);
   }
+  // Only the last word can be short.
+  const __mmask16 tail = first_lanes(set.channels - w.channel[N - 1]);
   const int64_t ahead = kPrefetchPixels * pixel_stride;
   for (int64_t p = 0; p < pixels; ++p, src += pixel_stride, dst += set.open) {
     DDI_UNROLL
     for (int i = 0; i < N; ++i) {
       const float* s = src + w.channel[i];
       _mm_prefetch(s + ahead, _MM_HINT_T0);
-      const __m512 v = _mm512_permutexvar_ps(from[i], load_lanes(s, lanes[i]));
-      store_lanes(dst + w.at[i], i == N - 1 ? last : static_cast<__mmask16>(0xffff), v);
+      const __m512 v = i == N - 1 ? load_lanes(s, tail) : _mm512_loadu_ps(s);
+      store_lanes(dst + w.at[i], store[i], _mm512_permutexvar_ps(from[i], v));
     }
   }
 }
@@ -237,10 +239,9 @@ void compress_pixels(const float* src, int64_t pixel_stride, int64_t pixels, con
       nullptr, compress_words<1>, compress_words<2>, compress_words<3>, compress_words<4>};
   int64_t k = 0, open = 0;
   while (open < set.open) {
+    const bool first_pass = open == 0;
     const Words w = next_words(set, &k, &open);
-    const bool single = open == set.open && w.at[0] == 0;
-    const __mmask16 last = single ? 0xffff : first_lanes(open - w.at[w.count - 1]);
-    kByCount[w.count](src, pixel_stride, pixels, set, w, last, dst);
+    kByCount[w.count](src, pixel_stride, pixels, set, w, first_pass, dst);
   }
 }
 
