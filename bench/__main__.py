@@ -1,19 +1,37 @@
-"""`python -m bench op --threads 1 --json FILE`: run from a checkout."""
+"""`python -m bench op --threads 1 --json FILE`, or `ddi bench op ...`: run from a checkout."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from . import op
+from . import op, scaling
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("bench")
+    suites = parser.add_subparsers(dest="name", required=True)
+    op.add_arguments(suites.add_parser("op", help="gated_conv2d against dense convolutions"))
+    scaling.add_arguments(suites.add_parser("scaling", help="time by open channels and by samples"))
+    for suite in suites.choices.values():
+        suite.add_argument("--threads", type=int, default=1)
+        suite.add_argument("--seed", type=int, default=0)
+        suite.add_argument("--json", metavar="FILE", help="write header and rows there")
+        suite.add_argument("--plot", metavar="FILE", help="draw the figure there, as PNG")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("bench")
-    suites = parser.add_subparsers(dest="suite", required=True)
-    op.add_arguments(suites.add_parser("op", help="gated_conv2d against dense convolutions"))
-    args = parser.parse_args(argv)
-    args.run(args)
+    """Runs a suite; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        print(f"bench {args.name}: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"bench {args.name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     return 0
 
 

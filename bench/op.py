@@ -1,199 +1,180 @@
-"""gated_conv2d (native kernel) against the fastest dense convolution of the same run.
+"""gated_conv2d against the fastest dense convolution of the same run, on the same threads.
 
-Every timed call takes the next masks of a pool of 256; the dense providers run the same calls without masks:
-torch on NCHW, torch on channels_last, and torch with weights prepacked for oneDNN. Providers take turns round
-by round, so that the machine's noise meets all of them; a time is the median over the rounds.
+Every call of ours takes the next masks of a pool of 256, every call of anyone the next of 8 inputs.
+`native` forces our kernels, `auto` is what users get. keep_channels is the open part of the pairs of
+an input and an output channel, so the inverse of mac_ratio; a single operator skips no layers.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from tqdm import tqdm
 
+from ddi.report import new_figure
 from ddi.timing import num_threads
-from ddi_kernels import backend, gated_conv2d, prepack_conv2d
 
-from .rows import write_rows
+from .cases import DTYPES, GROUP_SIZES, KEEPS, SUITES, Case, make_inputs, select_cases
+from .gated import Gating, our_provider, require_native
+from .measure import Measured, Provider, time_in_turns
+from .opponents import check_result, make_opponents
+from .roofline import Machine, gated_bytes, measure_machine, plot_roofline
+from .rows import write_figure, write_rows
 
-# (N, C, H): 3x3, stride 1, as many outputs as inputs; the stages of a CIFAR ResNet, then of a ResNet-18.
-CASES = [(1, 16, 32), (1, 32, 16), (1, 64, 8), (32, 16, 32), (32, 32, 16), (32, 64, 8)]
-CASES += [(1, 64, 56), (1, 128, 28), (1, 256, 14), (1, 512, 7)]
-KEEPS = [(1.0, 1.0), (0.5, 0.5), (1.0, 0.5), (0.5, 1.0), (0.25, 0.25)]
-POOL = 256
-ROUNDS = 7
-ROUND_SECONDS = 0.04
-
-Call = Callable[[int], object]
+OURS = ("native", "auto")
 
 
-def _masks(n: int, channels: int, keep: float, group_size: int) -> Tensor:
-    """bool[POOL, n, groups], exactly a share `keep` of the groups open in each sample."""
-    groups = -(-channels // group_size)
-    ranks = torch.rand(POOL, n, groups).argsort(-1).argsort(-1)
-    return ranks < max(1, round(keep * groups))
-
-
-def _time(calls: dict[str, Call]) -> dict[str, list[float]]:
-    """Microseconds per call of each provider, one value a round."""
-    counts: dict[str, int] = {}
-    for name, call in calls.items():
-        call(0)
-        start = time.perf_counter()
-        call(1)
-        once = time.perf_counter() - start
-        counts[name] = max(3, min(POOL, int(ROUND_SECONDS / once)))
-    rounds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(ROUNDS):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            for i in range(counts[name]):
-                call(turn * counts[name] + i)
-            rounds[name].append((time.perf_counter() - start) * 1e6 / counts[name])
-    return rounds
-
-
-def _dense_calls(xs: list[Tensor], weight: Tensor) -> dict[str, Call]:
-    contiguous = [x.contiguous() for x in xs]
-    last = weight.contiguous(memory_format=torch.channels_last)
-    pair = [1, 1]
-    reorder = torch.ops.mkldnn._reorder_convolution_weight
-    packed = reorder(last, pair, pair, pair, 1, list(xs[0].shape))
-    prepacked = torch.ops.mkldnn._convolution_pointwise
-
-    def run_prepacked(i: int) -> Tensor:
-        x = xs[i % len(xs)]
-        return prepacked(x, packed, None, pair, pair, pair, 1, "none", [], "")
-
-    return {
-        "eager": lambda i: F.conv2d(contiguous[i % len(xs)], weight, padding=1),
-        "channels_last": lambda i: F.conv2d(xs[i % len(xs)], last, padding=1),
-        "onednn_prepacked": run_prepacked,
-    }
-
-
-def _case(case: tuple[int, int, int], group_size: int, threads: int) -> list[dict[str, Any]]:
-    n, channels, side = case
-    weight = torch.randn(channels, channels, 3, 3) * 0.05
-    packed = prepack_conv2d(weight)
-    # Inputs in the cache or not, as the size of the case decides: 8 of them are enough to differ.
-    shape = (n, channels, side, side)
-    xs = [torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(8)]
-    calls = _dense_calls(xs, weight)
-    ours: dict[str, tuple[Tensor, Tensor]] = {}
-    for keep_in, keep_out in KEEPS:
-        masks = (
-            _masks(n, channels, keep_in, group_size),
-            _masks(n, channels, keep_out, group_size),
-        )
-        name = f"{keep_in:g}x{keep_out:g}"
-        ours[name] = masks
-
-        def run(i: int, masks: tuple[Tensor, Tensor] = masks) -> Tensor:
-            j = i % POOL
-            gating: dict[str, Any] = dict(in_mask=masks[0][j], out_mask=masks[1][j])
-            sizes = dict(in_group_size=group_size, out_group_size=group_size)
-            return gated_conv2d(xs[i % 8], weight, packed=packed, padding=1, **gating, **sizes)
-
-        calls[name] = run
-    errors = {name: _error(calls[name], xs[3], weight, ours[name], group_size) for name in ours}
-    return _rows(case, group_size, threads, _time(calls), ours, errors)
-
-
-def _error(call: Call, x: Tensor, weight: Tensor, masks: tuple[Tensor, Tensor], group_size: int) -> float:
-    """Largest difference from dense-times-mask in float64, relative to the largest value."""
-    got: Any = call(3)
-    channels = x.shape[1]
-    gate_in, gate_out = (
-        m[3].repeat_interleave(group_size, 1)[:, :channels, None, None].double() for m in masks
-    )
-    expected = F.conv2d(x.double() * gate_in, weight.double(), padding=1) * gate_out
-    return ((got - expected).abs().max() / expected.abs().max()).item()
-
-
-def _rows(
-    case: tuple[int, int, int],
-    group_size: int,
-    threads: int,
-    rounds: dict[str, list[float]],
-    ours: dict[str, tuple[Tensor, Tensor]],
-    errors: dict[str, float],
+def measure_case(
+    case: Case, dtype: str, group_size: int, threads: int, machine: Machine
 ) -> list[dict[str, Any]]:
-    medians = {name: statistics.median(values) for name, values in rounds.items()}
-    best = min((name for name in medians if name not in ours), key=medians.__getitem__)
+    """Times ours at every share of open channels and the opponents, all in turn.
+
+    Returns:
+        A row for each share and each provider of ours.
+    """
+    inputs, weight = make_inputs(case, DTYPES[dtype])
+    dense, missing = make_opponents(inputs, weight, case, threads)
+    gatings: dict[str, Gating] = {}
+    providers: dict[str, Provider] = dict(dense)
+    errors: dict[str, float] = {}
+    for keep_in, keep_out in KEEPS:
+        keep = f"{keep_in:g}x{keep_out:g}"
+        gatings[keep] = gating = Gating.draw(case, keep_in, keep_out, group_size)
+        calls = gating.calls(inputs, weight)
+        expected = gating.expected(0, inputs, weight)
+        for name in OURS:
+            provider = providers[f"{name} {keep}"] = our_provider(name, calls)
+            errors[f"{name} {keep}"] = check_result(name, case, provider.output(0), expected)
+    timed = time_in_turns(providers)
     rows = []
-    for name, masks in ours.items():
-        shares = [m.repeat_interleave(group_size, 2)[:, :, : case[1]].double() for m in masks]
-        ratio = 1 / (shares[0].mean(2) * shares[1].mean(2)).mean().item()
-        values = sorted(rounds[name])
-        speedup = medians[best] / medians[name]
-        rows.append(
-            {
-                "case": "conv3x3 N{} C{} H{}".format(*case),
-                "device": "cpu",
-                "dtype": "fp32",
-                "batch": case[0],
-                "threads": threads,
-                "provider": "native",
-                "keep": name,
-                "group_size": group_size,
-                "mac_ratio": round(ratio, 3),
-                "median_ms": medians[name] / 1e3,
-                "p20_ms": values[len(values) // 5] / 1e3,
-                "p80_ms": values[-1 - len(values) // 5] / 1e3,
-                "best_dense_provider": best,
-                "dense_ms": {n: medians[n] / 1e3 for n in medians if n not in ours},
-                "speedup_vs_best_dense": round(speedup, 3),
-                "realised": round(speedup / ratio, 3),
-                "max_rel_err": errors[name],
-            }
-        )
+    for keep, gating in gatings.items():
+        ratio = gating.mac_ratio
+        for name in OURS:
+            mine = timed[f"{name} {keep}"]
+            rows.append(
+                {
+                    "case": case.name,
+                    "device": "cpu",
+                    "dtype": dtype,
+                    "batch": case.batch,
+                    "threads": threads,
+                    "provider": name,
+                    "keep": keep,
+                    "group_size": group_size,
+                    "keep_layers": 1.0,
+                    "keep_channels": round(1 / ratio, 4),
+                    "mac_ratio": round(ratio, 3),
+                    **time_fields(mine, {n: timed[n] for n in dense}, ratio),
+                    "max_rel_err": errors[f"{name} {keep}"],
+                    **roofline_fields(machine, gating, weight.element_size(), mine),
+                    "incomplete": bool(missing),
+                    "missing": missing,
+                }
+            )
     return rows
 
 
-def _run(args: argparse.Namespace) -> None:
+def time_fields(mine: Measured, dense: Mapping[str, Measured], mac_ratio: float) -> dict[str, Any]:
+    """Times of a row, against the fastest of the dense providers."""
+    best = min(dense, key=lambda name: dense[name].timing.median_ms)
+    speedup = dense[best].timing.median_ms / mine.timing.median_ms
+    return {
+        "median_ms": mine.timing.median_ms,
+        "p20_ms": mine.timing.p20_ms,
+        "p80_ms": mine.timing.p80_ms,
+        "rounds": len(mine.timing.passes_ms),
+        "calls_per_round": mine.calls,
+        "best_dense_provider": best,
+        "dense_ms": {name: one.timing.median_ms for name, one in dense.items()},
+        "speedup_vs_best_dense": round(speedup, 3),
+        "realised": round(speedup / mac_ratio, 3),
+    }
+
+
+def roofline_fields(machine: Machine, gating: Gating, element_size: int, mine: Measured) -> dict[str, Any]:
+    """GFLOP/s of a row, its FLOPs per byte, and the GFLOP/s that the machine could attain at them."""
+    flops = 2 * gating.case.macs / gating.mac_ratio
+    intensity = flops / gated_bytes(gating, element_size)
+    return {
+        "gflops": flops / mine.timing.median_ms / 1e6,
+        "intensity": intensity,
+        "attainable_gflops": machine.attainable(intensity),
+    }
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each (provider, dtype, keep, group_size), over its cases."""
+    keys = ("provider", "dtype", "keep", "group_size", "threads")
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    summaries = []
+    for values, some in groups.items():
+        worst = min(some, key=lambda row: row["realised"])
+        summaries.append(
+            {
+                "summary": True,
+                **dict(zip(keys, values, strict=True)),
+                "cases": len(some),
+                "realised_median": statistics.median(row["realised"] for row in some),
+                "realised_worst": worst["realised"],
+                "worst_case": worst["case"],
+                "speedup_median": statistics.median(row["speedup_vs_best_dense"] for row in some),
+                "incomplete": any(row["incomplete"] for row in some),
+            }
+        )
+    return summaries
+
+
+def format_row(row: dict[str, Any]) -> str:
+    """A line of the table that the run prints."""
+    note = f"  incomplete: {', '.join(row['missing'])}" if row["incomplete"] else ""
+    return (
+        f"{row['case']:24} g{row['group_size']:<3} {row['keep']:10} {row['provider']:7}"
+        f"{row['median_ms'] * 1e3:10.1f} us {row['speedup_vs_best_dense']:6.2f}x of "
+        f"{row['best_dense_provider']:16} realised {row['realised']:5.2f}{note}"
+    )
+
+
+def format_summary(row: dict[str, Any]) -> str:
+    """A line of the closing table."""
+    return (
+        f"{row['provider']:7} {row['dtype']} g{row['group_size']:<3} {row['keep']:10} realised median "
+        f"{row['realised_median']:5.2f}, worst {row['realised_worst']:5.2f} ({row['worst_case']}), "
+        f"speedup median {row['speedup_median']:5.2f}"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures a suite, prints it, writes rows and figure."""
+    if args.plot:
+        new_figure(1, 1)  # says that matplotlib is missing before minutes of measuring
+    require_native(args.dtype)
+    cases = select_cases(args.suite, args.cases)
     torch.manual_seed(args.seed)
     rows: list[dict[str, Any]] = []
-    with torch.inference_mode(), num_threads(args.threads), backend("native"):
-        for case in tqdm(CASES, disable=None, desc="cases"):
-            for group_size in (16, 1):
-                rows += _case(case, group_size, args.threads)
-    for row in rows:
-        print(
-            f"{row['case']:22} g{row['group_size']:<3} {row['keep']:10} {row['median_ms'] * 1e3:9.1f} us  "
-            f"{row['speedup_vs_best_dense']:6.2f}x of {row['best_dense_provider']:16} "
-            f"realised {row['realised']:5.2f}"
-        )
-    for group_size in (16, 1):
-        for name in dict.fromkeys(row["keep"] for row in rows):
-            these = [r for r in rows if r["group_size"] == group_size and r["keep"] == name]
-            realised = [r["realised"] for r in these]
-            summary = {
-                "summary": True,
-                "dtype": "fp32",
-                "keep": name,
-                "group_size": group_size,
-                "threads": args.threads,
-                "realised_median": statistics.median(realised),
-                "realised_worst": min(realised),
-                "speedup_median": statistics.median(r["speedup_vs_best_dense"] for r in these),
-            }
-            rows.append(summary)
-            print({k: v for k, v in summary.items() if k not in ("summary", "dtype", "threads")})
+    with torch.inference_mode(), num_threads(args.threads):
+        machine = measure_machine(DTYPES[args.dtype], args.threads)
+        for case in tqdm(cases, disable=None, desc="cases"):
+            for group_size in GROUP_SIZES:
+                rows += measure_case(case, args.dtype, group_size, args.threads, machine)
+    summaries = summarise(rows)
+    print("\n".join([*map(format_row, rows), *map(format_summary, summaries)]))
+    limits = {"peak_gflops": machine.peak_gflops, "bandwidth_gb_s": machine.bandwidth_gb_s}
     if args.json:
-        write_rows(args.json, rows)
+        write_rows(args.json, [{"machine": True, **limits}, *rows, *summaries])
+    if args.plot:
+        last = [r for r in rows if r["provider"] == "native" and r["group_size"] == GROUP_SIZES[-1]]
+        write_figure(args.plot, plot_roofline(machine, last))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m bench op`."""
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", metavar="FILE", help="write header and rows there")
-    parser.set_defaults(run=_run)
+    """The options of `bench op`, beside those of every suite."""
+    parser.add_argument("--suite", choices=sorted(SUITES), default="cpu")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="fp32")
+    parser.add_argument("--cases", default="", metavar="SUBSTRING", help="only cases with this in their name")
+    parser.set_defaults(run=run)

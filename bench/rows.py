@@ -1,14 +1,18 @@
-"""JSONL results: one header line with machine, versions and commit, then one row a case."""
+"""Results on disk: JSONL with a header line of machine, versions and commit, and figures."""
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddi.checkpoint import write_atomic
 from ddi_kernels import collect_env
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def header() -> dict[str, Any]:
@@ -22,3 +26,10 @@ def write_rows(path: str | Path, rows: list[dict[str, Any]]) -> None:
     """Writes header and rows as JSONL, atomically."""
     lines = [json.dumps(row) for row in [header(), *rows]]
     write_atomic(path, ("\n".join(lines) + "\n").encode())
+
+
+def write_figure(path: str | Path, figure: Figure) -> None:
+    """Writes a figure as PNG, atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    write_atomic(path, buffer.getvalue())

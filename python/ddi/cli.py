@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import subprocess
 import sys
 import tomllib
 from dataclasses import asdict, fields
@@ -125,6 +127,33 @@ def _env(args: argparse.Namespace) -> Any:
     return env
 
 
+def _add_bench(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "bench",
+        help="measure the operators; from a checkout only",
+        description="The options of a suite, --json and --seed among them: ddi bench SUITE --help",
+    )
+    parser.add_argument("suite", help="e.g. op")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="handed to the suite")
+    parser.set_defaults(run=_bench, json=None)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    # In a process of its own: bench imports this package, so this package does not import bench.
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "bench" / "__main__.py").is_file():
+        raise ValueError(
+            f"{root} has no folder bench: it is part of a checkout, not of an installed package; "
+            "clone the repository, run `pip install --no-build-isolation -e .` there, and try again"
+        )
+    path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    # -P: not a folder named bench that happens to lie in the current one.
+    command = [sys.executable, "-P", "-m", "bench", args.suite, *args.options]
+    status = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode
+    if status:
+        sys.exit(status)  # the suite has said why
+
+
 def _read_config(path: str) -> dict[str, Any]:
     text = Path(path).read_text()
     try:
@@ -144,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--json", metavar="FILE", help="write the result there too")
         if not any(action.dest == "seed" for action in verb._actions):
             verb.add_argument("--seed", type=int, default=0)
+    _add_bench(verbs)  # its suites have these two themselves
     return parser
 
 

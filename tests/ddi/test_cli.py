@@ -141,6 +141,31 @@ def test_missing_matplotlib_names_the_extra(files, capsys, tmp_path, monkeypatch
     assert "ddi-kernels[report]" in capsys.readouterr().err
 
 
+def test_bench_hands_its_options_to_the_suite(capfd, tmp_path, monkeypatch):
+    (tmp_path / "bench").mkdir()  # another folder of that name in the current one is not taken
+    (tmp_path / "bench" / "__main__.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "op", "--help"]) == 0
+    text = capfd.readouterr().out
+    assert text.startswith("usage: bench op") and "--json" in text and "--seed" in text
+
+
+def test_bench_passes_the_status_of_the_suite_on(capfd):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "op", "--cases", "no such case"])
+    assert stopped.value.code == 2
+    assert capfd.readouterr().err.startswith("bench op: error: ")
+
+
+def test_bench_needs_a_checkout(capsys, monkeypatch, tmp_path):
+    # Where an installed package lies.
+    monkeypatch.setattr(ddi.cli, "__file__", str(tmp_path / "site-packages" / "ddi" / "cli.py"))
+    assert main(["bench", "op"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ddi bench: error: ") and "has no folder bench" in error
+    assert "clone the repository" in error and error.count("\n") == 1
+
+
 def test_ctrl_c_is_no_traceback(capsys, monkeypatch):
     def stop():
         raise KeyboardInterrupt
