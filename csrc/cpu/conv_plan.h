@@ -66,8 +66,8 @@ ConvPlan<T> make_conv_plan(const Conv2dShape& s, Arena& arena) {
   const int64_t ci = s.group_ci(), co = s.group_co(), taps = s.kh * s.kw;
   const int64_t panels = max_panels(co, micro<T>().max_strips);
   const int64_t steps = taps * ceil_div(ci, plan.kPack);
-  plan.in_index = arena.take<int32_t>(ci);
-  plan.out_index = arena.take<int32_t>(co);
+  plan.in_index = arena.take<int32_t>(ci + 1);
+  plan.out_index = arena.take<int32_t>(co + 1);
   plan.in_bits = arena.take<uint16_t>(ceil_div(ci, kLanes));
   plan.out_bits = arena.take<uint16_t>(ceil_div(co, kLanes));
   plan.row = arena.take<int32_t>(steps * plan.kPack + kPrefetchRows);
@@ -80,18 +80,20 @@ ConvPlan<T> make_conv_plan(const Conv2dShape& s, Arena& arena) {
   return plan;
 }
 
-// Channels [first, first + channels) of a row of group bits.
+// Channels [first, first + channels) of a row of group bits; `index` has room for one more.
 inline ChannelSet list_channels(const uint8_t* open, int64_t first, int64_t channels,
                                 int64_t group_size, int32_t* index, uint16_t* bits) {
   std::memset(bits, 0, static_cast<size_t>(ceil_div(channels, kLanes)) * sizeof(uint16_t));
+  // Without branches on the bits, which nothing could predict.
   int64_t count = 0, end;
   for (int64_t c = 0; c < channels; c = end) {
     const int64_t group = (first + c) / group_size;
     end = std::min((group + 1) * group_size - first, channels);
-    if (open != nullptr && open[group] == 0) continue;
+    const uint32_t is_open = open == nullptr || open[group] != 0;
     for (int64_t i = c; i < end; ++i) {
-      index[count++] = static_cast<int32_t>(i);
-      bits[i / kLanes] = static_cast<uint16_t>(bits[i / kLanes] | (1u << (i % kLanes)));
+      index[count] = static_cast<int32_t>(i);
+      count += is_open;
+      bits[i / kLanes] = static_cast<uint16_t>(bits[i / kLanes] | (is_open << (i % kLanes)));
     }
   }
   return {channels, count, index, bits};
@@ -199,16 +201,15 @@ class ConvPlanner {
   void choose_weights(ConvPlan<T>& p) const {
     p.runs = 0;
     bool whole_cells = true;  // runs do not begin or end inside a cell
+    int32_t end = -1;         // of the run so far
     for (int64_t i = 0; i < p.in.open; ++i) {
-      const int32_t c = p.in_index[i], before = i == 0 ? -1 : p.in_index[i - 1];
-      if (i > 0 && c == before + 1) continue;
-      ++p.runs;
-      whole_cells &= c % kPack == 0 && (i == 0 || (before + 1) % kPack == 0);
+      const int32_t c = p.in_index[i];
+      const bool begins = c != end;
+      p.runs += begins;
+      whole_cells &= !begins || (c % kPack == 0 && (i == 0 || end % kPack == 0));
+      end = c + 1;
     }
-    if (p.in.open > 0) {
-      const int32_t end = p.in_index[p.in.open - 1] + 1;
-      whole_cells &= end % kPack == 0 || end == ci_;
-    }
+    whole_cells &= p.in.open == 0 || end % kPack == 0 || end == ci_;
     p.strips = choose_strips(p);
     const bool short_runs = p.in.open < kLanes / 2 * p.runs;
     const bool can_list = kPack == 1 && p.out.open > kLanes;
@@ -282,15 +283,16 @@ class ConvPlanner {
   }
 
   void plan_epilogue(ConvPlan<T>& p) const {
-    const int64_t width = kLanes / p.strips;
-    for (int64_t j = 0; j < p.n_panels * width; ++j) {
-      const bool exists = j < p.out.open;
-      const int64_t c = p.group * co_ + (exists ? p.out_index[j] : 0);
-      const Acc bias = exists && a_.bias != nullptr ? a_.bias[c] : Acc(0);
-      std::fill_n(p.bias + j * p.strips, p.strips, bias);
-      if (a_.scale == nullptr) continue;
-      const Acc scale = a_.scale[p.sample * out_groups_ + c / a_.out_group_size];
-      std::fill_n(p.scale + j * p.strips, p.strips, exists ? scale : Acc(0));
+    const int64_t first = p.group * co_, width = p.n_panels * kLanes / p.strips;
+    const Acc* scale = a_.scale == nullptr ? nullptr : a_.scale + p.sample * out_groups_;
+    std::fill_n(p.bias, p.n_panels * kLanes, Acc(0));
+    if (scale != nullptr) std::fill_n(p.scale, p.n_panels * kLanes, Acc(0));
+    for (int64_t j = 0; j < std::min(width, p.out.open); ++j) {
+      const int64_t c = first + p.out_index[j];
+      for (int64_t s = j * p.strips; s < (j + 1) * p.strips; ++s) {
+        if (a_.bias != nullptr) p.bias[s] = a_.bias[c];
+        if (scale != nullptr) p.scale[s] = scale[c / a_.out_group_size];
+      }
     }
   }
 

@@ -77,8 +77,13 @@ void over_samples(const GatedConv2d<T>& args, int64_t tasks, const ParallelFor& 
   share(tasks, n * args.shape.groups, parallel_for, [&](int64_t task, int64_t item) {
     ConvPlan<T>& plan = rooms.plans[task];
     planner.plan(plan, order[item % n], item / n);
+    // What this task will likely take next: past the last item, a block that does not exist.
+    const bool more = item + tasks < n * args.shape.groups;
+    const int64_t later = more ? order[(item + tasks) % n] : plan.sample;
     for (int64_t i = 0; i < plan.blocks; ++i) {
-      conv.run_block(plan, i, rooms.blocks[task]);
+      const bool last = more && i + 1 == plan.blocks;
+      const Upcoming<T> next = conv.upcoming(plan, last ? later : plan.sample, last ? 0 : i + 1);
+      conv.run_block(plan, i, next, rooms.blocks[task]);
       plan.ready = true;
     }
   });
@@ -108,7 +113,9 @@ void over_rows(const GatedConv2d<T>& args, int64_t tasks, const ParallelFor& par
   for (ConvPlan<T>& plan : rooms.plans) plan.ready = true;
   share(tasks, pieces * blocks, parallel_for, [&](int64_t task, int64_t item) {
     const ConvPlan<T>& plan = rooms.plans[item / blocks];
-    if (item % blocks < plan.blocks) conv.run_block(plan, item % blocks, rooms.blocks[task]);
+    if (item % blocks >= plan.blocks) return;
+    const Upcoming<T> next = conv.upcoming(plan, plan.sample, item % blocks + tasks);
+    conv.run_block(plan, item % blocks, next, rooms.blocks[task]);
   });
 }
 

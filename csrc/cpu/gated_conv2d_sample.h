@@ -70,6 +70,38 @@ class Ahead {
   int count_ = 0, next_ = 0;
 };
 
+// The inputs of the next block, fetched into L2 a few lines with every tile of this one. Only of
+// channels_last images; closed groups that fill lines are left out.
+template <class T>
+class Upcoming {
+ public:
+  Upcoming(const T* begin, const T* end, int64_t channels, const uint8_t* open, int64_t group_size)
+      : at_(begin), end_(end), channels_(channels), open_(open), group_size_(group_size) {
+    if (group_size < kLine) open_ = nullptr;
+  }
+
+  // Lines to fetch with each of so many tiles; none if that would stall them.
+  int64_t per_call(int64_t tiles) const {
+    const int64_t lines = ceil_div((end_ - at_) / kLine, tiles);
+    return lines <= kMostLines ? lines : 0;
+  }
+
+  void fetch(int64_t lines) {
+    for (; lines > 0 && at_ < end_; --lines, at_ += kLine) {
+      if (open_ == nullptr || open_[channel_ / group_size_] != 0) __builtin_prefetch(at_, 0, 2);
+      channel_ += kLine;
+      if (channel_ >= channels_) channel_ -= channels_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64 / sizeof(T), kMostLines = 32;
+  const T *at_, *end_;
+  int64_t channels_, channel_ = 0;
+  const uint8_t* open_;
+  int64_t group_size_;
+};
+
 template <class T>
 class SampleConv {
   using Cell = typename Types<T>::Cell;
@@ -91,12 +123,14 @@ class SampleConv {
 
   // Output rows of one block, from the copy of their inputs to the finished result. Panels that are
   // not ready are compressed just before they are used, while they are in cache.
-  void run_block(const ConvPlan<T>& p, int64_t block, const BlockRoom<T>& room) const {
+  // Meanwhile the inputs of `next` are fetched.
+  void run_block(const ConvPlan<T>& p, int64_t block, Upcoming<T> next,
+                 const BlockRoom<T>& room) const {
     const int64_t y0 = block * p.block_rows, y1 = std::min(y0 + p.block_rows, p.strip_rows);
     if (y0 >= y1) return;
     if (p.out.open > 0) {
       if (!p.direct_in) copy_block(p, y0, y1, room);
-      run_tiles(p, y0, y1, room);
+      run_tiles(p, y0, y1, next, room);
     }
     if (!p.direct_out) {
       expand(p, y0, y1, room);
@@ -104,6 +138,18 @@ class SampleConv {
       const int64_t at = y_offset(p, y0);
       micro_.fill_closed((y1 - y0) * out_w_, p.out, residual(at), a_.relu, s_.co, a_.y + at);
     }
+  }
+
+  // Inputs of a block of a sample; `p` says how images are cut.
+  Upcoming<T> upcoming(const ConvPlan<T>& p, int64_t sample, int64_t block) const {
+    const T* x = a_.x + sample * a_.x_stride[0];
+    const int64_t row = a_.x_stride[2], step = p.block_rows * s_.stride_h;
+    const bool plain = a_.x_stride[1] == 1 && a_.x_stride[3] == s_.ci && p.strips == 1;
+    if (!plain || p.group > 0) return {x, x, s_.ci, nullptr, 1};
+    const int64_t first = std::min(block * step, s_.h), last = std::min(first + step, s_.h);
+    const uint8_t* open =
+        a_.in_open == nullptr ? nullptr : a_.in_open + sample * ceil_div(s_.ci, a_.in_group_size);
+    return {x + first * row, x + last * row, s_.ci, open, a_.in_group_size};
   }
 
  private:
@@ -187,7 +233,8 @@ class SampleConv {
     return 1;
   }
 
-  void run_tiles(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
+  void run_tiles(const ConvPlan<T>& p, int64_t y0, int64_t y1, Upcoming<T>& next,
+                 const BlockRoom<T>& room) const {
     ConvTile<T> tile = {};
     tile.pixel_stride = s_.stride_w * p.pixel_stride;
     tile.segment = p.segment;
@@ -222,7 +269,7 @@ class SampleConv {
       const int64_t columns = co_ - tile.out_at[width - 1];
       tile.last_lanes = static_cast<int>(p.direct_out && columns < kLanes ? columns : kLanes);
       fetch_ahead(p, panel + width, ahead);
-      run_panels(p, tile, width, in, y1 - y0, out, res, ahead);
+      run_panels(p, tile, width, in, y1 - y0, out, res, ahead, next);
     }
   }
 
@@ -246,11 +293,12 @@ class SampleConv {
 
   // All pixels of a block with the panels of one tile. Two rows share a tile where they fit.
   void run_panels(const ConvPlan<T>& p, ConvTile<T>& tile, int width, const Cell* in, int64_t rows,
-                  Acc* out, const Acc* res, Ahead<T>& ahead) const {
+                  Acc* out, const Acc* res, Ahead<T>& ahead, Upcoming<T>& next) const {
     const int64_t most = micro_.max_pixels[width], in_row = s_.stride_h * p.row_stride;
     const int64_t out_row = out_w_ * tile.out_stride;
     // Tiles of a row differ by at most one pixel: a short one would waste what a row saves.
     const int64_t tiles = ceil_div(out_w_, most);
+    const int64_t lines = next.per_call(tiles * rows);
     for (int64_t y = 0; y < rows; ++y) {
       const bool pair = 2 * out_w_ <= most && y + 1 < rows;
       for (int64_t i = 0; i < tiles; ++i) {
@@ -264,6 +312,7 @@ class SampleConv {
           tile.residual[0] = res + (tile.out[0] - out);
           tile.residual[1] = res + (tile.out[1] - out);
         }
+        next.fetch(lines);
         tile.ahead = ahead.next();
         if (tile.ahead == nullptr && p.listed) tile.ahead = tile.weight[0];
         micro_.conv_tile(tile, static_cast<int>(pair ? 2 * pixels : pixels), width, p.strips);
