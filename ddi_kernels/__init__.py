@@ -11,7 +11,10 @@ from ddi_kernels.backends import backend, current_backend
 from ddi_kernels.collect_env import collect_env
 from ddi_kernels.fold import fold_bn
 from ddi_kernels.gate_plan import gate_logits, gate_plan
+from ddi_kernels.gated_basic_block import gated_basic_block
+from ddi_kernels.gated_bottleneck import gated_bottleneck
 from ddi_kernels.gated_conv2d import gated_conv2d
+from ddi_kernels.gated_dense_layer import gated_dense_layer, gated_dense_layer_
 from ddi_kernels.gather_samples import gather_samples
 from ddi_kernels.prepack_conv2d import prepack_conv2d
 from ddi_kernels.scatter_samples import scatter_samples, scatter_samples_
@@ -24,7 +27,11 @@ __all__ = [
     "fold_bn",
     "gate_logits",
     "gate_plan",
+    "gated_basic_block",
+    "gated_bottleneck",
     "gated_conv2d",
+    "gated_dense_layer",
+    "gated_dense_layer_",
     "gather_samples",
     "prepack_conv2d",
     "scatter_samples",

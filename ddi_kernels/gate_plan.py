@@ -2,7 +2,12 @@
 
 The gates of Dual Dynamic Inference (arXiv 1907.04523) cost some thousand multiply-adds a sample, less than
 the dispatch of the thirty torch operators they are made of; the native kernel does them in one call, in any
-layout of x. `gate_logits` is the same computation before the threshold, differentiable, for training.
+layout of x. Where the producer of x already pooled it, its means are taken in place of x, and x is not read.
+`gate_logits` is the same computation before the threshold, differentiable, for training.
+
+The result is bits, not lists: how a mask becomes a list depends on its consumer (the width of the tensor, its
+group size, the pad entry), and the CPU drivers list the open channels of a sample while they run it, in their
+own workspace. Whoever needs a list in memory makes it with `active_channels`.
 """
 
 from __future__ import annotations
@@ -50,7 +55,7 @@ def gate_logits(
         >>> keep is None, open is None, h.requires_grad
         (True, True, True)
     """
-    pooled = x.mean((2, 3))
+    pooled = _as_image(x).mean((2, 3))
     h, c = torch.lstm_cell(F.linear(pooled, lstm[0], lstm[1]), (h, c), *lstm[2:])
     keep = F.linear(h, layer[0], layer[1]).squeeze(1) if layer else None
     if not channel:
@@ -71,7 +76,8 @@ def gate_plan(
     """Which samples keep a block and which channel groups they open.
 
     Args:
-        x: Tensor[N, C, H, W], the block's input, of any strides.
+        x: Tensor[N, C, H, W], the block's input, or Tensor[N, C], its means over the pixels (what the
+            gated blocks return with pool=True); of any strides.
         h, c: Tensor[N, hidden], the LSTM's state, of x's dtype like all weights.
         lstm: project [hidden, C] and its bias [hidden], then the LSTM cell's w_ih and w_hh
             [4 hidden, hidden], b_ih and b_hh [4 hidden], as torch.nn.LSTMCell keeps them.
@@ -99,13 +105,20 @@ def gate_plan(
         >>> keep.tolist(), tuple(open.shape)
         ([True, True, True, True], (4, 0))
     """
-    if isinstance(x, Tensor) and use_native(_NAME, _unsupported(x)):
+    check_tensor(_NAME, "x", x)
+    x = _as_image(x)
+    if use_native(_NAME, _unsupported(x)):
         try:
             return _OP(x, h, c, lstm, layer, channel, threshold)
         except RuntimeError:
             check_args(x, h, c, lstm, layer, channel)
             raise
     return reference(x, h, c, lstm, layer, channel, threshold)
+
+
+def _as_image(x: Tensor) -> Tensor:
+    """Means [N, C] as an image of one pixel, which is its own mean; anything else as it is."""
+    return x[:, :, None, None] if x.dim() == 2 else x
 
 
 def _unsupported(x: Tensor) -> str | None:
@@ -123,9 +136,9 @@ def _check_list(name: str, values: Any, shapes: Sequence[tuple[int, ...]], x: Te
 
 def check_args(x: Any, h: Any, c: Any, lstm: Any, layer: Any, channel: Any) -> tuple[int, int]:
     """Raises ValueError for the first argument that is wrong; (hidden, groups) otherwise."""
-    check_tensor(_NAME, "x", x, dims=4)
-    if not x.dtype.is_floating_point or min(x.shape[1:]) < 1:
-        raise argument_error(_NAME, "x", describe(x), "a floating dtype, and no zero but the batch")
+    if x.dim() != 4 or not x.dtype.is_floating_point or min(x.shape[1:]) < 1:
+        expected = "a floating dtype and shape [N, C, H, W] or [N, C], no zero but N"
+        raise argument_error(_NAME, "x", describe(x), expected)
     for name, values, counts in (
         ("lstm", lstm, (6,)),
         ("layer", layer, (0, 2)),

@@ -29,6 +29,20 @@ inline int64_t max_panels(int64_t channels, int strips) {
                   ceil_div(std::min(channels, kMaxStripChannels), kLanes / strips));
 }
 
+// The cut of an image that leaves the fewest lanes empty; strips must gain what their shuffling
+// costs.
+inline int choose_strips(int64_t open, int64_t out_h, int max_strips) {
+  const auto cost = [&](int strips) {
+    return ceil_div(open, kLanes / strips) * ceil_div(out_h, strips);
+  };
+  int best = 1;
+  if (open > kMaxStripChannels) return best;
+  for (int strips = 2; strips <= max_strips; strips *= 2) {
+    if (5 * cost(strips) < 4 * cost(best)) best = strips;
+  }
+  return best;
+}
+
 template <class T>
 struct ConvPlan {
   using Cell = typename Types<T>::Cell;
@@ -58,6 +72,9 @@ struct ConvPlan {
   bool direct_out;                   // tiles write y itself
   int64_t row_stride, pixel_stride;  // of what tiles read
   int64_t strip_rows, block_rows, blocks;
+  const Cell* from = nullptr;  // interiors, where the call has them
+  Acc* to = nullptr;
+  int64_t from_stride, to_stride;  // from pixel to pixel
 };
 
 template <class T>
@@ -99,8 +116,9 @@ inline ChannelSet list_channels(const uint8_t* open, int64_t first, int64_t chan
   return {channels, count, index, bits};
 }
 
-inline bool same_bits(const uint8_t* open, int64_t groups, int64_t a, int64_t b) {
-  return open == nullptr || std::memcmp(open + a * groups, open + b * groups, groups) == 0;
+// Compares the bits of samples a and b.
+inline int compare_bits(const uint8_t* open, int64_t groups, int64_t a, int64_t b) {
+  return open == nullptr ? 0 : std::memcmp(open + a * groups, open + b * groups, groups);
 }
 
 // Makes the plans of one call.
@@ -125,8 +143,8 @@ class ConvPlanner {
   // from one sample to the next if both have the same.
   void plan(ConvPlan<T>& p, int64_t n, int64_t group) const {
     const bool same = p.sample >= 0 && p.group == group &&
-                      same_bits(a_.in_open, in_groups_, p.sample, n) &&
-                      same_bits(a_.out_open, out_groups_, p.sample, n);
+                      compare_bits(a_.in_open, in_groups_, p.sample, n) == 0 &&
+                      compare_bits(a_.out_open, out_groups_, p.sample, n) == 0;
     const bool same_epilogue = same && a_.scale == nullptr;
     p.sample = n;
     p.group = group;
@@ -183,19 +201,6 @@ class ConvPlanner {
     }
   }
 
-  // The cut that leaves the fewest lanes empty; strips must gain what their shuffling costs.
-  int choose_strips(const ConvPlan<T>& p) const {
-    const auto cost = [&](int strips) {
-      return ceil_div(p.out.open, kLanes / strips) * ceil_div(s_.out_h(), strips);
-    };
-    int best = 1;
-    if (p.out.open > kMaxStripChannels) return best;
-    for (int strips = 2; strips <= micro<T>().max_strips; strips *= 2) {
-      if (5 * cost(strips) < 4 * cost(best)) best = strips;
-    }
-    return best;
-  }
-
   // A list costs a load a step, which tiles of one panel have no time for: there compressing once
   // is cheaper.
   void choose_weights(ConvPlan<T>& p) const {
@@ -210,7 +215,8 @@ class ConvPlanner {
       end = c + 1;
     }
     whole_cells &= p.in.open == 0 || end % kPack == 0 || end == ci_;
-    p.strips = choose_strips(p);
+    const int most = a_.from_interior ? 1 : micro<T>().max_strips;
+    p.strips = choose_strips(p.out.open, s_.out_h(), most);
     const bool short_runs = p.in.open < kLanes / 2 * p.runs;
     const bool can_list = kPack == 1 && p.out.open > kLanes;
     p.compress = !p.whole_panels || p.strips > 1 || !whole_cells || (short_runs && !can_list);
@@ -221,10 +227,17 @@ class ConvPlanner {
   // Stretches of the reduction that are contiguous become one segment.
   void plan_input(ConvPlan<T>& p) const {
     p.cells = ceil_div(p.in.open, kPack);
-    p.direct_in = std::is_same<T, Cell>::value && s_.pad_h == 0 && s_.pad_w == 0 &&
-                  a_.x_stride[1] == 1 && p.strips == 1 && p.in.open == ci_;
-    p.pixel_stride = p.direct_in ? a_.x_stride[3] : p.cells * p.strips;
-    p.row_stride = p.direct_in ? a_.x_stride[2] : (s_.w + 2 * s_.pad_w) * p.pixel_stride;
+    const bool plain = std::is_same<T, Cell>::value && s_.pad_h == 0 && s_.pad_w == 0 &&
+                       a_.x_stride[1] == 1 && p.strips == 1 && p.in.open == ci_;
+    p.direct_in = a_.from_interior || plain;
+    p.pixel_stride = p.cells * p.strips;
+    if (a_.from_interior) {
+      p.pixel_stride = p.from_stride;
+    } else if (plain) {
+      p.pixel_stride = a_.x_stride[3];
+    }
+    const bool in_x = plain && !a_.from_interior;
+    p.row_stride = in_x ? a_.x_stride[2] : (s_.w + 2 * s_.pad_w) * p.pixel_stride;
     p.steps = taps_ * p.cells;
     p.segments = 0;
     Segment end = {-1, 0, -1};  // where the next step would continue the last segment
@@ -261,7 +274,8 @@ class ConvPlanner {
     p.n_panels = ceil_div(p.out.open, kLanes / p.strips);
     p.ready = !p.compress;
     p.direct_out = std::is_same<Acc, typename Types<T>::Out>::value && p.whole_panels &&
-                   p.strips == 1 && a_.channels_last;
+                   p.strips == 1 && a_.channels_last && !a_.to_interior;
+    p.to_stride = p.n_panels * kLanes / p.strips;
     for (int64_t k = 0; k < p.n_panels; ++k) {
       const int64_t source = p.whole_panels && p.strips == 1 ? p.out_index[k * kLanes] / kLanes : k;
       p.panel[k] = p.compress ? p.panels + k * p.steps * kLanes : packed(p.group, source);

@@ -19,15 +19,6 @@ struct Conv2dShape {
   int64_t group_co() const { return co / groups; }
 };
 
-// Activations between two convolutions of a fused block: of each sample the open channels only,
-// [row][column][open, rounded up to kLanes], inside a halo of zeros.
-template <class T>
-struct CompactImages {
-  T* data;                // nullptr: not used
-  int64_t sample_stride;  // in elements, room for all channels
-  int64_t pad_h, pad_w;   // rows above and below, columns left and right
-};
-
 template <class T>
 struct GatedConv2d {
   using Acc = typename Types<T>::Acc;
@@ -49,6 +40,12 @@ struct GatedConv2d {
   bool relu;
   bool channels_last;  // of y, which is dense: [n][h][w][c] or [n][c][h][w]
   Out* y;
+  // Inside a chain of convolutions (conv_chain.h) x may be what the one before wrote, and y what
+  // the next one reads: of each sample the open channels only, [row][column][channel], inside the
+  // zeros that the next one's padding asks for.
+  bool from_interior = false;
+  bool to_interior = false;
+  int64_t halo_h = 0, halo_w = 0;  // of what is written
 };
 
 // Room that a call needs with up to `threads` tasks at a time; aligned to 64 bytes by the caller.

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "conv_plan.h"
+#include "conv_prefetch.h"
 
 namespace ddi {
 
@@ -48,60 +49,6 @@ struct BlockRoom {
   int64_t single_stride, out_numel;
 };
 
-// Packed panels that the next tiles but one pass will need, each fetched into L2 by one tile of
-// this pass: reading them when they are needed would take longer than multiplying by them on small
-// maps.
-template <class T>
-class Ahead {
-  using Cell = typename Types<T>::Cell;
-
- public:
-  void clear() { count_ = next_ = 0; }
-
-  void add(const Cell* panel) {
-    if (count_ < kMost && (count_ == 0 || panels_[count_ - 1] != panel)) panels_[count_++] = panel;
-  }
-
-  const Cell* next() { return next_ < count_ ? panels_[next_++] : nullptr; }
-
- private:
-  static constexpr int kMost = 8;
-  const Cell* panels_[kMost];
-  int count_ = 0, next_ = 0;
-};
-
-// The inputs of the next block, fetched into L2 a few lines with every tile of this one. Only of
-// channels_last images; closed groups that fill lines are left out.
-template <class T>
-class Upcoming {
- public:
-  Upcoming(const T* begin, const T* end, int64_t channels, const uint8_t* open, int64_t group_size)
-      : at_(begin), end_(end), channels_(channels), open_(open), group_size_(group_size) {
-    if (group_size < kLine) open_ = nullptr;
-  }
-
-  // Lines to fetch with each of so many tiles; none if that would stall them.
-  int64_t per_call(int64_t tiles) const {
-    const int64_t lines = ceil_div((end_ - at_) / kLine, tiles);
-    return lines <= kMostLines ? lines : 0;
-  }
-
-  void fetch(int64_t lines) {
-    for (; lines > 0 && at_ < end_; --lines, at_ += kLine) {
-      if (open_ == nullptr || open_[channel_ / group_size_] != 0) __builtin_prefetch(at_, 0, 2);
-      channel_ += kLine;
-      if (channel_ >= channels_) channel_ -= channels_;
-    }
-  }
-
- private:
-  static constexpr int64_t kLine = 64 / sizeof(T), kMostLines = 32;
-  const T *at_, *end_;
-  int64_t channels_, channel_ = 0;
-  const uint8_t* open_;
-  int64_t group_size_;
-};
-
 template <class T>
 class SampleConv {
   using Cell = typename Types<T>::Cell;
@@ -128,11 +75,14 @@ class SampleConv {
                  const BlockRoom<T>& room) const {
     const int64_t y0 = block * p.block_rows, y1 = std::min(y0 + p.block_rows, p.strip_rows);
     if (y0 >= y1) return;
+    if (a_.to_interior) clear_halo(p, block);
     if (p.out.open > 0) {
       if (!p.direct_in) copy_block(p, y0, y1, room);
       run_tiles(p, y0, y1, next, room);
     }
-    if (!p.direct_out) {
+    if (a_.to_interior) {
+      if (p.strips > 1 && p.out.open > 0) join_strips(p, y0, y1, room);
+    } else if (!p.direct_out) {
       expand(p, y0, y1, room);
     } else if (p.out.open < co_) {
       const int64_t at = y_offset(p, y0);
@@ -145,7 +95,7 @@ class SampleConv {
     const T* x = a_.x + sample * a_.x_stride[0];
     const int64_t row = a_.x_stride[2], step = p.block_rows * s_.stride_h;
     const bool plain = a_.x_stride[1] == 1 && a_.x_stride[3] == s_.ci && p.strips == 1;
-    if (!plain || p.group > 0) return {x, x, s_.ci, nullptr, 1};
+    if (!plain || p.group > 0 || a_.from_interior) return {x, x, s_.ci, nullptr, 1};
     const int64_t first = std::min(block * step, s_.h), last = std::min(first + step, s_.h);
     const uint8_t* open =
         a_.in_open == nullptr ? nullptr : a_.in_open + sample * ceil_div(s_.ci, a_.in_group_size);
@@ -242,13 +192,18 @@ class SampleConv {
     tile.row = p.listed ? p.row : nullptr;
     tile.ahead_row = p.row;
     tile.out_stride = p.direct_out ? s_.co : p.n_panels * kLanes;
-    tile.relu = p.direct_out && a_.relu;
+    tile.relu = (p.direct_out || a_.to_interior) && a_.relu;
     const int64_t at = p.direct_out ? y_offset(p, y0) : 0;
+    const bool to_interior = a_.to_interior && p.strips == 1;
+    int64_t out_row = out_w_ * tile.out_stride;
     const Cell* in = room.in;
     Acc* out = room.out;
     const Acc* res = nullptr;
+    if (a_.from_interior) in = p.from + y0 * s_.stride_h * p.row_stride;
+    if (to_interior) out_row += 2 * a_.halo_w * p.to_stride;
+    if (to_interior) out = interior_row(p, y0);
     if constexpr (kSameIn) {
-      if (p.direct_in) in = x_at(p, y0 * s_.stride_h);
+      if (p.direct_in && !a_.from_interior) in = x_at(p, y0 * s_.stride_h);
     }
     if constexpr (kSameOut) {
       if (p.direct_out) out = a_.y + at;
@@ -269,7 +224,7 @@ class SampleConv {
       const int64_t columns = co_ - tile.out_at[width - 1];
       tile.last_lanes = static_cast<int>(p.direct_out && columns < kLanes ? columns : kLanes);
       fetch_ahead(p, panel + width, ahead);
-      run_panels(p, tile, width, in, y1 - y0, out, res, ahead, next);
+      run_panels(p, tile, width, in, y1 - y0, out, out_row, res, ahead, next);
     }
   }
 
@@ -293,9 +248,9 @@ class SampleConv {
 
   // All pixels of a block with the panels of one tile. Two rows share a tile where they fit.
   void run_panels(const ConvPlan<T>& p, ConvTile<T>& tile, int width, const Cell* in, int64_t rows,
-                  Acc* out, const Acc* res, Ahead<T>& ahead, Upcoming<T>& next) const {
+                  Acc* out, int64_t out_row, const Acc* res, Ahead<T>& ahead,
+                  Upcoming<T>& next) const {
     const int64_t most = micro_.max_pixels[width], in_row = s_.stride_h * p.row_stride;
-    const int64_t out_row = out_w_ * tile.out_stride;
     // Tiles of a row differ by at most one pixel: a short one would waste what a row saves.
     const int64_t tiles = ceil_div(out_w_, most);
     const int64_t lines = next.per_call(tiles * rows);
@@ -318,6 +273,44 @@ class SampleConv {
         micro_.conv_tile(tile, static_cast<int>(pair ? 2 * pixels : pixels), width, p.strips);
       }
       y += pair;
+    }
+  }
+
+  // First pixel of an output row in the interior that this convolution writes.
+  Acc* interior_row(const ConvPlan<T>& p, int64_t y) const {
+    const int64_t width = out_w_ + 2 * a_.halo_w;
+    return p.to + ((y + a_.halo_h) * width + a_.halo_w) * p.to_stride;
+  }
+
+  // The zeros around the interior that belong to a block: the sides of its rows and, with the
+  // first, everything above and below.
+  void clear_halo(const ConvPlan<T>& p, int64_t block) const {
+    const int64_t side = a_.halo_w * p.to_stride, row = (out_w_ + 2 * a_.halo_w) * p.to_stride;
+    for (int64_t s = 0; s < p.strips; ++s) {
+      const int64_t first = s * p.strip_rows + block * p.block_rows;
+      const int64_t end = std::min((s + 1) * p.strip_rows, out_h_);
+      for (int64_t y = first; y < std::min(first + p.block_rows, end); ++y) {
+        Acc* pixel = interior_row(p, y);
+        std::fill(pixel - side, pixel, Acc(0));
+        std::fill(pixel + row - 2 * side, pixel + row - side, Acc(0));
+      }
+    }
+    if (block > 0) return;
+    std::fill(p.to, p.to + a_.halo_h * row, Acc(0));
+    Acc* below = interior_row(p, out_h_) - side;
+    std::fill(below, below + a_.halo_h * row, Acc(0));
+  }
+
+  // The rows of each strip to where they belong in the interior.
+  void join_strips(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
+    const int64_t row = out_w_ * p.to_stride, count = (y1 - y0) * row;
+    const int64_t strip_stride = round_up(count + kLanes, kLanes);
+    micro_.deinterleave(room.out, p.strips, count, strip_stride, room.single_out);
+    for (int64_t s = 0; s < p.strips; ++s) {
+      for (int64_t y = y0; y < y1 && s * p.strip_rows + y < out_h_; ++y) {
+        const Acc* src = room.single_out + s * strip_stride + (y - y0) * row;
+        std::copy(src, src + row, interior_row(p, s * p.strip_rows + y));
+      }
     }
   }
 

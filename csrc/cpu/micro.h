@@ -123,6 +123,10 @@ struct Micro {
   // The open channels of the same into pixel-contiguous channels, channel_stride apart.
   void (*scatter_planes)(const Acc* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
                          int64_t channel_stride, const Out* residual, bool relu, Out* dst);
+
+  // sum[channels] = over channel-contiguous pixels, in a fixed order.
+  void (*sum_pixels)(const Out* src, int64_t pixel_stride, int64_t pixels, int64_t channels,
+                     Acc* sum);
 };
 
 extern const Micro<float> kScalarF32;

@@ -357,6 +357,21 @@ void scatter_planes(const float* src, int64_t src_stride, int64_t pixels, const 
   }
 }
 
+void sum_pixels(const float* src, int64_t pixel_stride, int64_t pixels, int64_t channels,
+                float* sum) {
+  for (int64_t c = 0; c < channels; c += kHalf) {
+    const int64_t n = channels - c;
+    __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
+    int64_t p = 0;
+    for (; p + 1 < pixels; p += 2) {
+      even = _mm256_add_ps(even, load_first(src + p * pixel_stride + c, n));
+      odd = _mm256_add_ps(odd, load_first(src + (p + 1) * pixel_stride + c, n));
+    }
+    if (p < pixels) even = _mm256_add_ps(even, load_first(src + p * pixel_stride + c, n));
+    store_first(sum + c, n, _mm256_add_ps(even, odd));
+  }
+}
+
 }  // namespace
 }  // namespace ddi
 DDI_REGION_END
@@ -364,9 +379,9 @@ DDI_REGION_END
 namespace ddi {
 
 const Micro<float> kAvx2F32 = {
-    {0, 6, 0, 0},  4,          conv_tile,    compress_panel, compress_pixels,
-    gather_planes, interleave, deinterleave, expand_pixels,  fill_closed,
-    scatter_planes};
+    {0, 6, 0, 0},   4,          conv_tile,    compress_panel, compress_pixels,
+    gather_planes,  interleave, deinterleave, expand_pixels,  fill_closed,
+    scatter_planes, sum_pixels};
 
 }  // namespace ddi
 #endif

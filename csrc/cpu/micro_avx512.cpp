@@ -423,6 +423,21 @@ void scatter_planes(const float* src, int64_t src_stride, int64_t pixels, const 
   }
 }
 
+// Four chains a channel hide the latency of the additions.
+void sum_pixels(const float* src, int64_t pixel_stride, int64_t pixels, int64_t channels,
+                float* sum) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const __mmask16 lanes = first_lanes(channels - c);
+    __m512 acc[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                     _mm512_setzero_ps()};
+    for (int64_t p = 0; p < pixels; ++p) {
+      acc[p % 4] = _mm512_add_ps(acc[p % 4], load_lanes(src + p * pixel_stride + c, lanes));
+    }
+    const __m512 all = _mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3]));
+    store_lanes(sum + c, lanes, all);
+  }
+}
+
 }  // namespace
 }  // namespace ddi
 DDI_REGION_END
@@ -432,7 +447,7 @@ namespace ddi {
 const Micro<float> kAvx512F32 = {
     {0, 16, 14, 9}, 4,          conv_tile,    compress_panel, compress_pixels,
     gather_planes,  interleave, deinterleave, expand_pixels,  fill_closed,
-    scatter_planes};
+    scatter_planes, sum_pixels};
 
 }  // namespace ddi
 #endif

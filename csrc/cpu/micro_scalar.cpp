@@ -132,6 +132,14 @@ void scatter_planes(const T* src, int64_t src_stride, int64_t pixels, const Chan
 }
 
 template <class T>
+void sum_pixels(const T* src, int64_t pixel_stride, int64_t pixels, int64_t channels, T* sum) {
+  for (int64_t c = 0; c < channels; ++c) sum[c] = T(0);
+  for (int64_t p = 0; p < pixels; ++p, src += pixel_stride) {
+    for (int64_t c = 0; c < channels; ++c) sum[c] += src[c];
+  }
+}
+
+template <class T>
 constexpr Micro<T> scalar_table() {
   return {{0, kTilePixels<T>, 0, 0},
           1,
@@ -143,7 +151,8 @@ constexpr Micro<T> scalar_table() {
           deinterleave<T>,
           expand_pixels<T>,
           fill_closed<T>,
-          scatter_planes<T>};
+          scatter_planes<T>,
+          sum_pixels<T>};
 }
 
 }  // namespace

@@ -66,6 +66,27 @@ def test_equals_float64(backend, dtype, n, channels, layout):
         assert n == 0 or clear.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [0, 1, 9])
+def test_means_stand_for_the_image(backend, dtype, n):
+    weights, (x, h, c) = gates(33, dtype=dtype), inputs(n, 33, dtype=dtype)
+    means = x[:, :, 0, 0]
+    # An image of two equal pixels: its means have no rounding, so state and bits are the same.
+    expected = gate_plan(means[:, :, None, None].expand(-1, -1, 2, 1), h, c, **weights)
+    assert n == 0 or not means.is_contiguous()
+    for values in (means, means.contiguous()):
+        for a, b in zip(gate_plan(values, h, c, **weights), expected, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_logits_take_means():
+    weights, (x, h, c) = gates(6), inputs(3, 6)
+    for a, b in zip(
+        gate_logits(x.mean((2, 3)), h, c, **weights), gate_logits(x, h, c, **weights), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("without", ["layer", "channel"])
 def test_a_missing_head(without, backend):
     weights = gates(8) | {without: []}
@@ -77,7 +98,7 @@ def test_a_missing_head(without, backend):
     assert found[0].all() if without == "layer" else found[1].shape == (4, 0)
 
 
-def test_threads_do_not_change_a_bit(backend):
+def test_threads_do_not_change_a_bit(isa):  # torch, and so the reference, does not promise this
     weights, (x, h, c) = gates(16), inputs(9, 16)
     before, results = torch.get_num_threads(), []
     try:
@@ -116,12 +137,13 @@ def test_opcheck_and_compile():
     compiled = torch.compile(
         lambda x, h, c: gate_plan(x, h, c, **weights), fullgraph=True, backend="aot_eager"
     )
-    for a, b in zip(compiled(x, h, c), gate_plan(x, h, c, **weights), strict=True):
-        torch.testing.assert_close(a, b)
+    for values in (x, x.mean((2, 3))):
+        for a, b in zip(compiled(values, h, c), gate_plan(values, h, c, **weights), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 BAD = {
-    "x": dict(x=torch.zeros(2, 6)),
+    "x": dict(x=torch.zeros(2, 6, 1)),
     "h": dict(h=torch.zeros(2, 3)),
     "c": dict(c=torch.zeros(3, 10)),
     "lstm": dict(lstm=gates(6)["lstm"][:5]),

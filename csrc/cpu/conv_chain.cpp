@@ -1,0 +1,238 @@
+// Divides a batch among tasks: whole samples where there are enough of them, else the panels and
+// row blocks of all samples, one convolution of the chain after the other. Either way tasks take
+// the next piece when they are done with their last, because the cost of samples differs.
+#include "conv_chain.h"
+
+#include <atomic>
+#include <vector>
+
+#include "gated_conv2d_sample.h"
+
+namespace ddi {
+namespace {
+
+constexpr int64_t kMacsPerTask = 1 << 20;  // less is not worth waking a thread for
+
+double macs(const Conv2dShape& s) {
+  return static_cast<double>(s.n) * s.out_h() * s.out_w() * s.co * s.group_ci() * s.kh * s.kw;
+}
+
+// Tasks worth starting for this much work, closed channels included.
+template <class T>
+int64_t task_count(const ConvChain<T>& chain, int64_t threads) {
+  double sum = 0;
+  for (int c = 0; c < chain.count; ++c) sum += macs(chain.conv[c].shape);
+  const double worth = std::min(sum / kMacsPerTask, static_cast<double>(threads));
+  return std::max<int64_t>(static_cast<int64_t>(worth), 1);
+}
+
+template <class T>
+int64_t interior_numel(const GatedConv2d<T>& conv) {
+  const int64_t width = conv.shape.out_w() + 2 * conv.halo_w;
+  const int64_t height = conv.shape.out_h() + 2 * conv.halo_h;
+  return height * width * round_up(conv.shape.co, kLanes) + kLanes;
+}
+
+// A piece of work, one convolution group of one sample, on its way through the chain.
+template <class T>
+struct Piece {
+  Piece(const ConvChain<T>& chain, Arena& arena) {
+    for (int c = 0; c < chain.count; ++c) {
+      plan.push_back(make_conv_plan<T>(chain.conv[c].shape, arena));
+      if (!chain.conv[c].to_interior) continue;
+      plan[c].to = arena.take<typename Types<T>::Acc>(interior_numel(chain.conv[c]));
+    }
+    if constexpr (std::is_same<typename Types<T>::Acc, typename Types<T>::Cell>::value) {
+      for (int c = 1; c < chain.count; ++c) plan[c].from = plan[c - 1].to;
+    }
+  }
+
+  std::vector<ConvPlan<T>> plan;  // of each convolution
+};
+
+// What the tasks of one call work in.
+template <class T>
+struct Rooms {
+  Rooms(const ConvChain<T>& chain, int64_t tasks, void* workspace) {
+    Arena arena(workspace);
+    const Conv2dShape& first = chain.conv[0].shape;
+    for (int64_t i = 0; i < std::min(tasks, first.n * first.groups); ++i) {
+      pieces.emplace_back(chain, arena);
+    }
+    for (int64_t i = 0; i < tasks; ++i) {
+      // The convolutions of a chain use the room one after the other: the largest is enough.
+      int64_t most = 0;
+      for (int c = 0; c < chain.count; ++c) {
+        Arena size(nullptr);
+        BlockRoom<T>(chain.conv[c].shape, size);
+        most = std::max(most, size.used());
+      }
+      blocks.push_back(arena.take<char>(most));
+    }
+    bytes = arena.used();
+  }
+
+  std::vector<Piece<T>> pieces;
+  std::vector<char*> blocks;
+  int64_t bytes;
+};
+
+template <class T>
+BlockRoom<T> block_room(const Conv2dShape& shape, char* memory) {
+  Arena arena(memory);
+  return BlockRoom<T>(shape, arena);
+}
+
+// Calls body(task, item) for every item.
+void share(int64_t tasks, int64_t items, const ParallelFor& parallel_for,
+           const std::function<void(int64_t task, int64_t item)>& body) {
+  std::atomic<int64_t> next{0};
+  parallel_for(tasks, [&](int64_t task) {
+    for (int64_t item = next++; item < items; item = next++) body(task, item);
+  });
+}
+
+// Negative, 0 or positive as the masks of sample a are before, equal to or behind those of b.
+template <class T>
+int compare_masks(const ConvChain<T>& chain, int64_t a, int64_t b) {
+  for (int c = 0; c < chain.count; ++c) {
+    const GatedConv2d<T>& conv = chain.conv[c];
+    const int64_t in_groups = ceil_div(conv.shape.ci, conv.in_group_size);
+    const int64_t out_groups = ceil_div(conv.shape.co, conv.out_group_size);
+    if (const int order = compare_bits(conv.in_open, in_groups, a, b)) return order;
+    if (const int order = compare_bits(conv.out_open, out_groups, a, b)) return order;
+  }
+  return 0;
+}
+
+// The samples to run, those with equal masks next to each other: a task that meets them in a row
+// lists channels and compresses weights once.
+template <class T>
+std::vector<int64_t> kept_samples(const ConvChain<T>& chain) {
+  std::vector<int64_t> order;
+  order.reserve(static_cast<size_t>(chain.conv[0].shape.n));
+  for (int64_t n = 0; n < chain.conv[0].shape.n; ++n) {
+    if (chain.keep == nullptr || chain.keep[n] != 0) {
+      order.push_back(n);
+    } else if (chain.finish) {
+      chain.finish(n, false);
+    }
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return compare_masks(chain, a, b) < 0; });
+  return order;
+}
+
+// The convolutions of a chain, bound to its arguments.
+template <class T>
+struct Convs {
+  Convs(const ConvChain<T>& chain, int64_t min_blocks) {
+    planner.reserve(static_cast<size_t>(chain.count));
+    for (int c = 0; c < chain.count; ++c) planner.emplace_back(chain.conv[c], min_blocks);
+    for (int c = 0; c < chain.count; ++c) conv.emplace_back(chain.conv[c], planner[c]);
+  }
+
+  std::vector<ConvPlanner<T>> planner;
+  std::vector<SampleConv<T>> conv;
+};
+
+template <class T>
+void over_samples(const ConvChain<T>& chain, const std::vector<int64_t>& order, int64_t tasks,
+                  const ParallelFor& parallel_for, Rooms<T>& rooms) {
+  const Convs<T> convs(chain, 1);
+  const int64_t n = static_cast<int64_t>(order.size()), items = n * chain.conv[0].shape.groups;
+  share(tasks, items, parallel_for, [&](int64_t task, int64_t item) {
+    const int64_t sample = order[item % n];
+    // What this task will likely take next: past the last item, a block that does not exist.
+    const bool more = item + tasks < items;
+    const int64_t later = more ? order[(item + tasks) % n] : sample;
+    for (int c = 0; c < chain.count; ++c) {
+      ConvPlan<T>& plan = rooms.pieces[task].plan[c];
+      if (c > 0) plan.from_stride = rooms.pieces[task].plan[c - 1].to_stride;
+      convs.planner[c].plan(plan, sample, item / n);
+      const BlockRoom<T> room = block_room<T>(chain.conv[c].shape, rooms.blocks[task]);
+      for (int64_t i = 0; i < plan.blocks; ++i) {
+        const bool last = more && c + 1 == chain.count && i + 1 == plan.blocks;
+        const Upcoming<T> next = last ? convs.conv[0].upcoming(rooms.pieces[task].plan[0], later, 0)
+                                      : convs.conv[c].upcoming(plan, sample, i + 1);
+        convs.conv[c].run_block(plan, i, next, room);
+        plan.ready = true;
+      }
+    }
+    if (chain.finish) chain.finish(sample, true);
+  });
+}
+
+// Fewer pieces than tasks: the panels, then the row blocks, of all pieces are shared out.
+template <class T>
+void over_rows(const ConvChain<T>& chain, const std::vector<int64_t>& order, int64_t tasks,
+               const ParallelFor& parallel_for, Rooms<T>& rooms) {
+  const int64_t n = static_cast<int64_t>(order.size()), pieces = n * chain.conv[0].shape.groups;
+  const Convs<T> convs(chain, ceil_div(tasks, pieces));
+  for (int c = 0; c < chain.count; ++c) {
+    int64_t panels = 0, blocks = 0;
+    for (int64_t i = 0; i < pieces; ++i) {
+      ConvPlan<T>& plan = rooms.pieces[i].plan[c];
+      if (c > 0) plan.from_stride = rooms.pieces[i].plan[c - 1].to_stride;
+      convs.planner[c].plan(plan, order[i % n], i / n);
+      if (!plan.ready) panels = std::max(panels, plan.n_panels);
+      blocks = std::max(blocks, plan.blocks);
+    }
+    if (panels > 0) {
+      share(tasks, pieces * panels, parallel_for, [&](int64_t, int64_t item) {
+        const ConvPlan<T>& plan = rooms.pieces[item / panels].plan[c];
+        const int64_t panel = item % panels;
+        if (!plan.ready && panel < plan.n_panels) convs.planner[c].compress_panel(plan, panel);
+      });
+    }
+    for (int64_t i = 0; i < pieces; ++i) rooms.pieces[i].plan[c].ready = true;
+    share(tasks, pieces * blocks, parallel_for, [&](int64_t task, int64_t item) {
+      const ConvPlan<T>& plan = rooms.pieces[item / blocks].plan[c];
+      if (item % blocks >= plan.blocks) return;
+      const Upcoming<T> next = convs.conv[c].upcoming(plan, plan.sample, item % blocks + tasks);
+      const BlockRoom<T> room = block_room<T>(chain.conv[c].shape, rooms.blocks[task]);
+      convs.conv[c].run_block(plan, item % blocks, next, room);
+    });
+  }
+  if (!chain.finish) return;
+  share(tasks, n, parallel_for, [&](int64_t, int64_t i) { chain.finish(order[i], true); });
+}
+
+}  // namespace
+
+template <class T>
+int64_t conv_chain_workspace_bytes(const ConvChain<T>& chain, int64_t threads) {
+  // In floating point first: sizes near the limits of int64_t must not wrap around.
+  double numel = 0;
+  for (int c = 0; c < chain.count; ++c) {
+    const Conv2dShape& s = chain.conv[c].shape;
+    const double width = s.w + 2.0 * s.pad_w, co = s.co + kLanes;
+    numel += 4.0 * s.kh * s.kw * (s.ci + 1.0) * co;
+    numel += 4.0 * ((s.kh * static_cast<double>(s.dilation_h) + 2) * width * s.ci + width * co);
+    if (chain.conv[c].to_interior) numel += (s.h + 2.0 * s.pad_h + 2.0) * (width + 2.0) * co;
+  }
+  if (numel * sizeof(T) * threads > 1e15) return -1;
+  return Rooms<T>(chain, task_count(chain, threads), nullptr).bytes;
+}
+
+template <class T>
+void conv_chain(const ConvChain<T>& chain, int64_t threads, const ParallelFor& parallel_for,
+                void* workspace) {
+  const std::vector<int64_t> order = kept_samples(chain);
+  if (order.empty()) return;
+  const int64_t tasks = task_count(chain, threads);
+  Rooms<T> rooms(chain, tasks, workspace);
+  const int64_t pieces = static_cast<int64_t>(order.size()) * chain.conv[0].shape.groups;
+  if (pieces >= tasks) {
+    over_samples(chain, order, tasks, parallel_for, rooms);
+  } else {
+    over_rows(chain, order, tasks, parallel_for, rooms);
+  }
+}
+
+template int64_t conv_chain_workspace_bytes<float>(const ConvChain<float>&, int64_t);
+template int64_t conv_chain_workspace_bytes<double>(const ConvChain<double>&, int64_t);
+template void conv_chain<float>(const ConvChain<float>&, int64_t, const ParallelFor&, void*);
+template void conv_chain<double>(const ConvChain<double>&, int64_t, const ParallelFor&, void*);
+
+}  // namespace ddi

@@ -1,0 +1,35 @@
+// Runs one gated convolution, or several in a row on every sample: a fused block, whose interiors
+// stay compact, in the workspace and, for small images, in cache. A sample goes through the whole
+// chain before its task takes the next.
+#pragma once
+
+#include <functional>
+
+#include "gated_conv2d.h"
+
+namespace ddi {
+
+constexpr int kMaxChain = 4;
+
+template <class T>
+struct ConvChain {
+  // All of the same batch. A convolution with from_interior follows one with to_interior, whose
+  // open outputs are its open inputs; only a chain of one may have convolution groups.
+  GatedConv2d<T> conv[kMaxChain];
+  int count = 0;
+  const uint8_t* keep = nullptr;  // [n], the samples to run; nullptr: all
+  // Called once for every sample, with no two calls for a sample at a time: after the chain, or
+  // instead of it where keep is 0.
+  std::function<void(int64_t sample, bool kept)> finish;
+};
+
+// As for gated_conv2d; reads only shapes, the interior flags and halos.
+template <class T>
+int64_t conv_chain_workspace_bytes(const ConvChain<T>& chain, int64_t threads);
+
+// The result does not depend on `threads`.
+template <class T>
+void conv_chain(const ConvChain<T>& chain, int64_t threads, const ParallelFor& parallel_for,
+                void* workspace);
+
+}  // namespace ddi

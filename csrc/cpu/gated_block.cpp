@@ -1,0 +1,96 @@
+// A residual block is a chain: the shortcut's convolution into y, then the branch, whose last
+// convolution adds what y holds (or x) as its residual. Skipped samples are copied.
+#include "gated_block.h"
+
+#include <algorithm>
+
+#include "micro.h"
+
+namespace ddi {
+namespace {
+
+template <class T>
+ConvChain<T> make_chain(const GatedBlock<T>& b) {
+  ConvChain<T> chain;
+  const GatedConv2d<T>& last = b.branch[b.depth - 1];
+  if (b.has_shortcut) {
+    GatedConv2d<T>& conv = chain.conv[chain.count++] = b.shortcut;
+    conv.x = b.x;
+    std::copy(b.x_stride, b.x_stride + 4, conv.x_stride);
+    conv.channels_last = b.channels_last;
+    conv.y = b.y;
+  }
+  for (int i = 0; i < b.depth; ++i) {
+    GatedConv2d<T>& conv = chain.conv[chain.count++] = b.branch[i];
+    conv.relu = true;
+    conv.from_interior = i > 0;
+    conv.to_interior = i + 1 < b.depth;
+    if (i == 0) {
+      conv.x = b.x;
+      std::copy(b.x_stride, b.x_stride + 4, conv.x_stride);
+    }
+    if (conv.to_interior) {
+      conv.halo_h = b.branch[i + 1].shape.pad_h;
+      conv.halo_w = b.branch[i + 1].shape.pad_w;
+      continue;
+    }
+    conv.channels_last = b.channels_last;
+    conv.y = b.y;
+    conv.residual = b.has_shortcut ? b.y : b.x;
+    if (b.keep_scale == nullptr) continue;
+    conv.scale = b.keep_scale;
+    conv.out_group_size = last.shape.co;
+  }
+  chain.keep = b.keep;
+  return chain;
+}
+
+template <class T>
+void pool_sample(const GatedBlock<T>& b, int64_t n, int64_t channels, int64_t pixels) {
+  const T* y = b.y + n * channels * pixels;
+  T* mean = b.pooled + n * channels;
+  if (b.channels_last) {
+    micro<T>().sum_pixels(y, channels, pixels, channels, mean);
+  } else {
+    for (int64_t c = 0; c < channels; ++c) {
+      T chains[8] = {};
+      for (int64_t i = 0; i < pixels; ++i) chains[i % 8] += y[c * pixels + i];
+      mean[c] = 0;
+      for (const T chain : chains) mean[c] += chain;
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) mean[c] /= static_cast<T>(pixels);
+}
+
+}  // namespace
+
+template <class T>
+int64_t gated_block_workspace_bytes(const GatedBlock<T>& block, int64_t threads) {
+  return conv_chain_workspace_bytes(make_chain(block), threads);
+}
+
+template <class T>
+void gated_block(const GatedBlock<T>& block, int64_t threads, const ParallelFor& parallel_for,
+                 void* workspace) {
+  ConvChain<T> chain = make_chain(block);
+  const Conv2dShape& s = block.branch[block.depth - 1].shape;
+  const int64_t h = s.out_h(), w = s.out_w(), channels = s.co;
+  chain.finish = [&](int64_t n, bool kept) {
+    const int64_t numel = channels * h * w;
+    if (!kept) std::copy_n(block.x + n * numel, numel, block.y + n * numel);
+    if (block.pooled == nullptr) return;
+    if (!kept && block.x_pooled != nullptr) {
+      std::copy_n(block.x_pooled + n * channels, channels, block.pooled + n * channels);
+    } else {
+      pool_sample(block, n, channels, h * w);
+    }
+  };
+  conv_chain(chain, threads, parallel_for, workspace);
+}
+
+template int64_t gated_block_workspace_bytes<float>(const GatedBlock<float>&, int64_t);
+template int64_t gated_block_workspace_bytes<double>(const GatedBlock<double>&, int64_t);
+template void gated_block<float>(const GatedBlock<float>&, int64_t, const ParallelFor&, void*);
+template void gated_block<double>(const GatedBlock<double>&, int64_t, const ParallelFor&, void*);
+
+}  // namespace ddi
