@@ -1,11 +1,14 @@
 # `make demo` and `make test` need Python 3.11+ and a C++ compiler, nothing else; each sets up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h')
+C_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := setup.py pyproject.toml csrc/cuda/nvcc_build.py $(C_SOURCES)
+# The Python that `make check-gpu` runs on: one whose torch sees a GPU. Nothing is installed into it.
+GPU_PYTHON ?= python3
 # Kernels are checked on one thread and two; more threads than cores only add noise.
 PYTEST := $(BIN)/python -m pytest --durations=10
 
-.PHONY: demo test test-all lint format clean wheel
+.PHONY: demo test test-all lint format clean wheel bench check-kernels check-gpu
 
 demo: .venv/built
 	$(BIN)/ddi demo --out out/demo
@@ -20,7 +23,7 @@ lint: .venv/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 	for cxx in g++ clang++; do if command -v $$cxx >/dev/null; then \
 	  for f in csrc/cpu/*.cpp; do \
 	    $$cxx -std=c++17 -O1 -Wall -Wextra -Werror -c $$f -o /dev/null || exit 1; done; \
@@ -29,7 +32,30 @@ lint: .venv/built
 format: .venv/built
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format -i $(C_SOURCES)
+
+# The tables of bench/results: an otherwise idle machine, about ten minutes.
+bench: .venv/built
+	$(BIN)/ddi bench op --suite cpu --threads 1 --json out/bench/op_cpu_t1.jsonl --plot out/bench/roofline.png
+	$(BIN)/ddi bench scaling --json out/bench/scaling.jsonl --plot out/bench/scaling.png
+
+# GPU code without a GPU: Triton's interpreter, cubins of every shipped tile, nvcc.
+check-kernels: .venv/built
+	$(PYTEST) tests/interpreter tests/aot tests/cuda
+
+# On a machine with a GPU: downloads nothing, builds in place, every step under its own time limit.
+check-gpu: export PYTHONPATH := .:python
+check-gpu:
+	DDI_BUILD=cuda DDI_REQUIRE_C=1 timeout 150 $(GPU_PYTHON) setup.py build_ext --inplace
+	timeout 150 $(GPU_PYTHON) -m pytest -rs tests/gpu
+	mkdir -p out
+	if $(GPU_PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+	  if command -v compute-sanitizer >/dev/null; then \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 80 compute-sanitizer --error-exitcode 1 \
+	      $(GPU_PYTHON) tests/gpu/smoke.py || exit 1; \
+	  else echo "check-gpu: compute-sanitizer is not installed"; fi; \
+	  timeout 210 $(GPU_PYTHON) -m bench.gpu --budget 150 --json out/gpu.jsonl; \
+	else echo "check-gpu: no CUDA GPU is visible, nothing was run on one"; fi
 
 wheel: .venv/built
 	$(BIN)/python -m build --no-isolation

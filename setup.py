@@ -1,8 +1,8 @@
-"""Builds the compiled operators, ddi_kernels._C, and records how that went.
+"""Builds the compiled operators, ddi_kernels._C and ._C_cuda, and records how that went.
 
 Environment:
-    DDI_BUILD: "auto" (default) and "cpu" build the CPU operators, "none" builds nothing. "cuda" is
-        an error as long as there are no CUDA sources. What hardware is present is never asked.
+    DDI_BUILD: "cpu" builds the CPU operators; "auto" (default) the CUDA ones too, if nvcc is there
+        and can; "cuda" both, or fails; "none" nothing. What hardware is present is never asked.
     DDI_REQUIRE_C: "1" makes a failed build an error. Otherwise the install goes on without
         compiled operators, the reference is used, and ddi_kernels/_build_info.json says why.
     MAX_JOBS: how many compilers run at a time.
@@ -27,22 +27,16 @@ MODES = ("none", "cpu", "cuda", "auto")
 
 # Baseline flags: newer instructions are used only inside marked regions (csrc/cpu/isa_region.h) and
 # picked at run time. The stable ABI of torch 2.10 and Python's limited API are what is linked to.
-FLAGS = [
-    "-O3",
-    "-g0",
-    "-std=c++17",
-    "-fvisibility=hidden",
-    "-ffp-contract=off",
-    "-DTORCH_TARGET_VERSION=0x020a000000000000",
-    f"-ffile-prefix-map={ROOT}/=",
-]
+FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off"]
+FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-ffile-prefix-map={ROOT}/="]
 
 if MODE not in MODES:
     sys.exit(f"DDI_BUILD={MODE}: expected one of {', '.join(MODES)}")
-if MODE == "cuda":
-    sys.exit("DDI_BUILD=cuda: this version has no CUDA sources; use cpu, auto or none")
 try:
     from torch.utils import cpp_extension
+
+    sys.path.insert(0, str(ROOT / "csrc" / "cuda"))
+    import nvcc_build
 
     TORCH_ERROR = ""
 except ImportError as error:
@@ -54,15 +48,10 @@ except ImportError as error:
 def extension() -> Extension:
     sources = sorted(glob.glob("csrc/cpu/*.cpp") + glob.glob("csrc/torch/*.cpp"))
     headers = sorted(glob.glob("csrc/*/*.h"))
+    options = {"depends": headers, "py_limited_api": True}
     if cpp_extension is None:
-        return Extension("ddi_kernels._C", sources, depends=headers, py_limited_api=True)
-    return cpp_extension.CppExtension(
-        "ddi_kernels._C",
-        sources,
-        depends=headers,
-        extra_compile_args=FLAGS,
-        py_limited_api=True,
-    )
+        return Extension("ddi_kernels._C", sources, **options)
+    return cpp_extension.CppExtension("ddi_kernels._C", sources, extra_compile_args=FLAGS, **options)
 
 
 @contextmanager
@@ -102,7 +91,8 @@ class BuildExt(cpp_extension.BuildExtension if cpp_extension else PlainBuildExt)
             self.extensions = []
             if MODE != "none":
                 warnings.warn(f"ddi-kernels: no compiled operators: {reason}", stacklevel=1)
-        self.record(reason, ROOT if inplace else Path(self.build_lib))
+        package = (ROOT if inplace else Path(self.build_lib)) / "ddi_kernels"
+        self.record(reason, self.compile_cuda(reason, package), package)
 
     def compile(self) -> str:
         """Compiles and links; returns why it could not, or an empty string."""
@@ -114,11 +104,22 @@ class BuildExt(cpp_extension.BuildExtension if cpp_extension else PlainBuildExt)
             return "\n".join([*output[-20:], str(error)])
         return ""
 
-    def record(self, reason: str, root: Path) -> None:
-        package = root / "ddi_kernels"
+    def compile_cuda(self, cpu_reason: str, package: Path) -> str:
+        """Builds the CUDA operators where asked to; returns why there are none, or an empty string."""
+        if cpu_reason or MODE == "cpu":
+            reason = "the CPU operators were not built" if cpu_reason else "DDI_BUILD=cpu"
+        else:
+            reason, output = nvcc_build.build(package)
+            if reason:
+                print(output)
+        if reason and MODE == "cuda":
+            sys.exit(f"ddi-kernels: DDI_BUILD=cuda, but no CUDA operators: {reason}")
+        return reason
+
+    def record(self, reason: str, cuda_reason: str, package: Path) -> None:
         package.mkdir(parents=True, exist_ok=True)
-        if reason:
-            for stale in package.glob("_C*.so"):
+        for failed, pattern in ((reason, "_C.*so"), (cuda_reason, "_C_cuda.*so")):
+            for stale in package.glob(pattern) if failed else ():
                 stale.unlink()
         compiler = getattr(getattr(self, "compiler", None), "compiler_cxx", None) or []
         info = {
@@ -126,6 +127,7 @@ class BuildExt(cpp_extension.BuildExtension if cpp_extension else PlainBuildExt)
             "reason": reason,
             "compiler": " ".join(compiler),
             "flags": [flag for flag in FLAGS if not flag.startswith("-ffile-prefix-map")],
+            "cuda": {"built": not cuda_reason, "reason": cuda_reason},
         }
         (package / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
 

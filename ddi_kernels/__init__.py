@@ -18,6 +18,7 @@ from ddi_kernels.gated_dense_layer import gated_dense_layer, gated_dense_layer_
 from ddi_kernels.gather_samples import gather_samples
 from ddi_kernels.prepack_conv2d import prepack_conv2d
 from ddi_kernels.scatter_samples import scatter_samples, scatter_samples_
+from ddi_kernels.skip_conv2d import skip_conv2d_
 
 __all__ = [
     "active_channels",
@@ -36,4 +37,5 @@ __all__ = [
     "prepack_conv2d",
     "scatter_samples",
     "scatter_samples_",
+    "skip_conv2d_",
 ]

@@ -1,6 +1,6 @@
 """Which implementation of an operator runs, and why one cannot.
 
-Loads the compiled library once, keeping the reason where it is missing, and holds the choice of the
+Loads the compiled libraries once, keeping the reason where one is missing, and holds the choice of the
 current thread or task in a context variable, so that concurrent callers do not disturb each other.
 The choice is read when a call is made, or when torch.compile traces it: a compiled model keeps it.
 """
@@ -36,30 +36,73 @@ def build_info() -> dict[str, Any]:
     return info if isinstance(info, dict) else {}
 
 
-def _load_native() -> tuple[ModuleType | None, str]:
+def _load(name: str, build: str, remedy: str) -> tuple[ModuleType | None, str]:
+    """A compiled module of this package, or why it is missing; `build` is its entry in the build's notes."""
     try:
-        return importlib.import_module("ddi_kernels._C"), ""
+        return importlib.import_module(f"ddi_kernels.{name}"), ""
     except ModuleNotFoundError:
-        reason = build_info().get("reason") or "it was never built"
-        remedy = "with a C++ compiler, run: pip install --no-build-isolation -e ."
-        return None, f"the compiled library ddi_kernels._C is missing: {reason} ({remedy})"
+        info = build_info()
+        reason = (info.get(build) or {} if build else info).get("reason") or "it was never built"
+        return None, f"the compiled library ddi_kernels.{name} is missing: {reason} ({remedy})"
     except (ImportError, OSError, RuntimeError) as failure:
-        return None, f"the compiled library ddi_kernels._C does not load: {failure}"
+        return None, f"the compiled library ddi_kernels.{name} does not load: {failure}"
+
+
+def _load_native() -> tuple[ModuleType | None, str]:
+    return _load("_C", "", "with a C++ compiler, run: pip install --no-build-isolation -e .")
+
+
+def _load_cuda() -> tuple[ModuleType | None, str]:
+    """The CUDA kernels, on top of the CPU ones; not even looked for where torch has no CUDA."""
+    if torch.version.cuda is None:
+        return None, "this torch is built without CUDA"
+    return _load("_C_cuda", "cuda", "with nvcc, run: DDI_BUILD=cuda pip install --no-build-isolation -e .")
 
 
 native_library, _native_reason = _load_native()
+cuda_library, _cuda_reason = _load_cuda()
+
+# Operators that ddi_kernels._C_cuda brings; the others compute in plain torch on a GPU.
+_CUDA_OPS = frozenset({"gather_samples"})
 
 
 def native_available() -> tuple[bool, str]:
-    """Whether the compiled kernels are loaded, and if not, why."""
+    """Whether the compiled CPU kernels are loaded, and if not, why."""
     return native_library is not None, _native_reason
 
 
+def cuda_available() -> tuple[bool, str]:
+    """Whether the compiled CUDA kernels are loaded, and if not, why; says nothing of a GPU."""
+    return cuda_library is not None, _cuda_reason
+
+
+def no_native_kernel(op: str, tensor: torch.Tensor) -> str | None:
+    """Why the compiled libraries have no kernel of `op` for the tensor's device, None where they have."""
+    if tensor.is_cpu:
+        return None
+    if not tensor.is_cuda or op not in _CUDA_OPS:
+        return f"it has no kernel for {tensor.device.type} tensors"
+    return None if cuda_library is not None else _cuda_reason
+
+
 def triton_available() -> tuple[bool, str]:
-    """Whether Triton kernels can run; none exists yet, whatever is installed."""
+    """Whether Triton kernels can run here, and if not, why."""
     if importlib.util.find_spec("triton") is None:
-        return False, "triton is not installed"
-    return False, "no operator has a Triton kernel yet"
+        return False, 'triton is not installed: pip install "ddi-kernels[triton]"'
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return True, ""
+    if torch.version.cuda is None:
+        return (
+            False,
+            "this torch is built without CUDA (TRITON_INTERPRET=1 runs Triton on the CPU, for tests)",
+        )
+    if not torch.cuda.is_available():
+        return False, "no CUDA GPU is visible (TRITON_INTERPRET=1 runs Triton on the CPU, for tests)"
+    return True, ""
+
+
+# Neither changes while a process runs.
+triton_available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def reference_available() -> tuple[bool, str]:
@@ -69,6 +112,7 @@ def reference_available() -> tuple[bool, str]:
 
 AVAILABILITY: dict[str, Callable[[], tuple[bool, str]]] = {
     "native": native_available,
+    "cuda": cuda_available,
     "triton": triton_available,
     "reference": reference_available,
 }
@@ -102,9 +146,9 @@ def backend(name: str) -> Iterator[None]:
     """Chooses the implementation of all operators called inside a `with` block.
 
     Args:
-        name: "auto" takes the compiled kernel where it supports the arguments and the plain torch
-            reference elsewhere; "native" and "triton" raise where they cannot run; "reference"
-            always runs plain torch.
+        name: "auto" takes the compiled kernel where it supports the arguments, else on a GPU the
+            Triton kernel, else the plain torch reference; "native" and "triton" raise where they
+            cannot run; "reference" always runs plain torch.
 
     Raises:
         ValueError: the name is unknown.
@@ -140,24 +184,53 @@ def use_native(op: str, unsupported: str | None) -> bool:
     Raises:
         RuntimeError: the backend chosen by name cannot run this call.
     """
+    return choose(op, unsupported, None) == "native"
+
+
+def choose(
+    op: str, no_native: str | None, no_triton: Callable[[], str | None] | None, on_gpu: bool = False
+) -> str:
+    """The implementation that a call goes to: "native", "triton" or "reference".
+
+    Args:
+        op: the operator's name, for the error.
+        no_native: why the compiled kernel cannot take these arguments, None where it can.
+        no_triton: says the same of the Triton kernel, asked only where it matters; None for an
+            operator that has none.
+        on_gpu: whether the arguments are CUDA tensors. Elsewhere Triton's interpreter is slow, and
+            taken only by name.
+
+    Raises:
+        RuntimeError: the backend chosen by name cannot run this call.
+    """
     name = _choice()
     if name == "auto":
-        if native_library is not None:
-            return unsupported is None
-        _tell_fallback_once()
-        return False
+        if no_native is None and native_library is not None:
+            return "native"
+        if on_gpu and _triton_reason(no_triton) is None:
+            return "triton"
+        if native_library is None:
+            _tell_fallback_once()
+        return "reference"
     if name == "reference":
-        return False
+        return "reference"
     if current_backend() == "native":
-        reason = unsupported if native_library is not None else _native_reason
-        if reason is None:
-            return True
+        reason = no_native if native_library is not None else _native_reason
     else:
-        reason = triton_available()[1]
+        reason = _triton_reason(no_triton)
+    if reason is None:
+        return name
     raise RuntimeError(
         f"{op}: the backend {name!r} cannot run this call: {reason}. "
         'Use backend("auto") or backend("reference").'
     )
+
+
+def _triton_reason(no_triton: Callable[[], str | None] | None) -> str | None:
+    if no_triton is None:
+        return "it has no Triton kernel"
+    ok, reason = triton_available()
+    return no_triton() if ok else reason
 
 
 def _tell_fallback_once() -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddi_kernels.active_channels import expand_groups, group_count
-from ddi_kernels.backends import use_native
+from ddi_kernels.backends import choose, no_native_kernel
 from ddi_kernels.checks import (
     argument_error,
     as_pair,
@@ -28,7 +28,8 @@ from ddi_kernels.checks import (
     memory_format_of,
 )
 from ddi_kernels.prepack_conv2d import DTYPES, packed_numel
-from ddi_kernels.registry import Op, register
+from ddi_kernels.registry import Op, register, register_triton
+from ddi_kernels.triton.tiles import gated_conv2d_unsupported
 
 _NAME = "gated_conv2d"
 _SCHEMA = (
@@ -115,13 +116,16 @@ def _run(*args: Any) -> Tensor:
         isinstance(args[i], Tensor) and args[i].requires_grad for i in _DIFFERENTIABLE
     ):
         return reference(*args)
-    if use_native(_NAME, _unsupported(args[0], args[11])):
+    x, groups = args[0], args[11]
+    choice = choose(_NAME, _unsupported(x, groups), lambda: gated_conv2d_unsupported(*args), x.is_cuda)
+    if choice != "reference":
+        run = _OP if choice == "native" else _OP_TRITON
         try:
             if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-                return _OP(*args)
+                return run(*args)
             # No gradient is needed here, and asking for one again is half of a small call's time.
             with torch._C._AutoDispatchBelowAutograd():
-                return _OP(*args)
+                return run(*args)
         except RuntimeError:
             check_args(*args)  # words the same mistake alike on all backends
             raise
@@ -130,7 +134,7 @@ def _run(*args: Any) -> Tensor:
 
 def _unsupported(x: Tensor, groups: int) -> str | None:
     if not x.is_cpu:
-        return f"it has no kernel for {x.device.type} tensors"
+        return no_native_kernel(_NAME, x)
     if x.dtype not in DTYPES:
         return f"it computes in float32 and float64, not in {x.dtype}"
     if groups != 1:
@@ -144,7 +148,7 @@ def check_args(
     out_group_size: Any, relu: bool,
 ) -> tuple[int, int, int, int]:  # fmt: skip
     """Raises ValueError for the first argument that is wrong; the output's shape otherwise."""
-    shape = _output_shape(x, weight, stride, padding, dilation, groups)
+    shape = conv_output_shape(_NAME, x, weight, stride, padding, dilation, groups)
     check_at_least(_NAME, "in_group_size", in_group_size, 1)
     check_at_least(_NAME, "out_group_size", out_group_size, 1)
     n, co = shape[:2]
@@ -168,24 +172,24 @@ def check_args(
     return shape
 
 
-def _output_shape(
-    x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+def conv_output_shape(
+    op: str, x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> tuple[int, int, int, int]:
-    check_tensor(_NAME, "x", x, dims=4)
+    check_tensor(op, "x", x, dims=4)
     if not x.dtype.is_floating_point or min(x.shape[1:]) < 1:
-        raise argument_error(_NAME, "x", describe(x), "a floating dtype, and no zero but the batch")
-    check_tensor(_NAME, "weight", weight, dims=4)
-    check_at_least(_NAME, "groups", groups, 1)
+        raise argument_error(op, "x", describe(x), "a floating dtype, and no zero but the batch")
+    check_tensor(op, "weight", weight, dims=4)
+    check_at_least(op, "groups", groups, 1)
     ci, (co, ci_per_group, kh, kw) = x.shape[1], weight.shape
     if min(weight.shape) < 1 or ci_per_group * groups != ci or co % groups:
         expected = f"shape (Co, {ci} / {groups}, kh, kw) with Co a multiple of {groups}"
-        raise argument_error(_NAME, "weight", describe(weight), expected)
+        raise argument_error(op, "weight", describe(weight), expected)
     for name, pair, minimum in (
         ("stride", stride, 1),
         ("padding", padding, 0),
         ("dilation", dilation, 1),
     ):
-        check_pair(_NAME, name, pair, minimum)
+        check_pair(op, name, pair, minimum)
     ho, wo = (
         (size + 2 * pad - step * (kernel - 1) - 1) // jump + 1
         for size, pad, step, kernel, jump in zip(
@@ -194,7 +198,7 @@ def _output_shape(
     )
     if ho < 1 or wo < 1:
         remedy = "The dilated kernel is larger than the padded image."
-        raise argument_error(_NAME, "x", describe(x), "an output of at least 1x1", remedy)
+        raise argument_error(op, "x", describe(x), "an output of at least 1x1", remedy)
     return x.shape[0], co, ho, wo
 
 
@@ -277,15 +281,15 @@ def _open_per_conv_group(mask: Tensor | None, n: int, channels: int, group_size:
     return expand_groups(mask, channels, group_size).reshape(n, groups, -1).sum(2).cpu()
 
 
-_OP = register(
-    Op(
-        name=_NAME,
-        schema=_SCHEMA,
-        reference=reference,
-        fake=_fake,
-        backward=_backward,
-        setup_context=_setup_context,
-        autocast=_run,
-        flops=_flops,
-    )
+_SPEC = Op(
+    name=_NAME,
+    schema=_SCHEMA,
+    reference=reference,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+    autocast=_run,
+    flops=_flops,
 )
+_OP = register(_SPEC)
+_OP_TRITON = register_triton(_SPEC)

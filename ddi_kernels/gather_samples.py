@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddi_kernels.backends import use_native
+from ddi_kernels.backends import no_native_kernel, use_native
 from ddi_kernels.checks import (
     argument_error,
     check_tensor,
@@ -44,7 +44,7 @@ def gather_samples(x: Tensor, index: Tensor) -> Tensor:
         [[3.0], [1.0]]
     """
     check_tensor(_NAME, "x", x)
-    if use_native(_NAME, unsupported(x)):
+    if use_native(_NAME, no_native_kernel(_NAME, x)):
         try:
             return _OP(x, index)
         except RuntimeError:

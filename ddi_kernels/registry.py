@@ -1,14 +1,17 @@
 """Registers an operator with torch: schema, kernels, fake, autograd, autocast and FLOP formula.
 
-One description (`Op`) goes through one function for every namespace. In `ddi` the compiled library
-brings the CPU kernel; the reference is registered as the kernel of all devices that have none, so
-that an operator works, traces and differentiates the same with and without the compiled library.
+One description (`Op`) goes through one function for every namespace. In `ddi` the compiled libraries
+bring the CPU and CUDA kernels; the reference is registered as the kernel of all devices that have
+none, so that an operator works, traces and differentiates the same with and without them. Operators
+with a Triton kernel stand in `ddi_triton` as well.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +52,20 @@ class Op:
 def register(op: Op) -> OpOverload:
     """Registers `op` as `ddi::<name>` and returns the overload that public functions call."""
     return _register("ddi", op, {"CompositeExplicitAutograd": op.reference})
+
+
+def register_triton(op: Op) -> OpOverload:
+    """Registers `op` as `ddi_triton::<name>`: `launch` of ddi_kernels/triton/<name>.py.
+
+    For CUDA tensors; with TRITON_INTERPRET=1, when Triton runs its kernels on the CPU, for CPU
+    tensors too. Triton is imported at the first call. Autocast stays with `ddi::<name>`.
+    """
+
+    def launch(*args: Any) -> Any:
+        return importlib.import_module(f"ddi_kernels.triton.{op.name.rstrip('_')}").launch(*args)
+
+    keys = ["CUDA", "CPU"] if os.environ.get("TRITON_INTERPRET") == "1" else ["CUDA"]
+    return _register("ddi_triton", replace(op, autocast=None), dict.fromkeys(keys, launch))
 
 
 def _register(namespace: str, op: Op, kernels: Mapping[str, Callable[..., Any]]) -> OpOverload:

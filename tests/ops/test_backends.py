@@ -57,12 +57,62 @@ def test_unknown_names_are_refused():
             pass
 
 
-def test_triton_raises_with_its_reason():
-    with (
-        backend("triton"),
-        pytest.raises(RuntimeError, match="active_channels.*'triton'.*[Tt]riton"),
-    ):
+def test_triton_raises_where_an_operator_has_no_kernel():
+    with backend("triton"), pytest.raises(RuntimeError, match="active_channels.*'triton'.*no Triton kernel"):
         active_channels(OPEN)
+
+
+def test_triton_says_what_is_missing(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ok, reason = backends.triton_available()
+    assert not ok and ("CUDA" in reason or "not installed" in reason)
+    with backend("triton"), pytest.raises(RuntimeError) as error:
+        backends.choose("some_op", None, lambda: pytest.fail("asked without Triton"))
+    assert reason in str(error.value)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "not installed" in backends.triton_available()[1]
+
+
+def test_triton_is_taken_on_a_gpu_and_by_name(monkeypatch):
+    monkeypatch.setattr(backends, "triton_available", lambda: (True, ""))
+    no_native, too_small = "no such kernel", "the groups are too small"
+    with backend("auto"):
+        assert backends.choose("some_op", no_native, lambda: None, on_gpu=True) == "triton"
+        assert backends.choose("some_op", no_native, lambda: None, on_gpu=False) == "reference"
+        assert backends.choose("some_op", no_native, lambda: too_small, on_gpu=True) == "reference"
+        assert backends.choose("some_op", no_native, None, on_gpu=True) == "reference"
+    with backend("triton"):
+        assert backends.choose("some_op", None, lambda: None) == "triton"
+        with pytest.raises(RuntimeError, match=f"some_op.*'triton'.*{too_small}"):
+            backends.choose("some_op", None, lambda: too_small)
+    with backend("reference"):
+        assert backends.choose("some_op", None, lambda: None, on_gpu=True) == "reference"
+
+
+def test_importing_the_package_defines_no_triton_kernel():
+    code = "-c import sys, ddi_kernels; print('ddi_kernels.triton.implicit_gemm' in sys.modules)"
+    assert run_python(code, TRITON_INTERPRET="1").stdout.strip() == "False"
+
+
+def test_the_cuda_library_is_left_alone_by_a_torch_without_cuda(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert backends._load_cuda() == (None, "this torch is built without CUDA")
+
+
+def test_the_reason_of_a_failed_cuda_build_reaches_the_user(monkeypatch, tmp_path):
+    (tmp_path / "_build_info.json").write_text('{"cuda": {"built": false, "reason": "nvcc is not found"}}')
+    monkeypatch.setattr(backends, "__file__", str(tmp_path / "backends.py"))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setitem(sys.modules, "ddi_kernels._C_cuda", None)
+    library, reason = backends._load_cuda()
+    assert library is None and "nvcc is not found" in reason and "DDI_BUILD=cuda" in reason
+
+
+def test_devices_without_a_compiled_kernel_are_named(monkeypatch):
+    meta = torch.empty(1, device="meta")
+    assert backends.no_native_kernel("gather_samples", OPEN) is None
+    assert "meta" in backends.no_native_kernel("gather_samples", meta)
 
 
 def test_native_raises_with_its_reason_when_missing(monkeypatch):
@@ -87,7 +137,7 @@ def test_falling_back_is_said_once(monkeypatch, caplog):
 def test_every_backend_answers_with_a_reason():
     for name, available in backends.AVAILABILITY.items():
         ok, reason = available()
-        assert name in backends.NAMES
+        assert name in (*backends.NAMES, "cuda")
         assert isinstance(ok, bool) and (ok or reason)
     assert backends.reference_available() == (True, "")
 

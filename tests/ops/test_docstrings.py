@@ -13,7 +13,7 @@ import ddi_kernels
 MODULES = sorted(
     info.name
     for info in pkgutil.walk_packages(ddi_kernels.__path__, "ddi_kernels.")
-    if not info.name.endswith(("._C", ".__main__"))
+    if not info.name.endswith(("._C", "._C_cuda", ".__main__"))
 )
 
 

@@ -1,0 +1,148 @@
+"""Tile sizes of the convolution kernels, and which calls have one; decided without importing triton.
+
+A kernel multiplies tiles of BM pixels by BN output channels, BK input channels at a time. Gates
+come in *chunks*: BK input channels, or CHUNK output channels, that are open or closed together. A
+chunk is the largest power of two that divides the gate's group size, so that the lists the kernels
+walk never split one; below 16 channels a chunk no longer fills a tensor core's operand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SMALLEST_CHUNK = 16
+MAX_INDEX = 2**31 - 1
+MAX_SIDE = 2**29
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One compiled form: a BM x BN tile in steps of BK, run by `warps` with `stages` of prefetch."""
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int
+    stages: int
+
+    def shared_bytes(self, element_size: int) -> int:
+        """Shared memory of the prefetched operands."""
+        return self.stages * (self.bm + self.bn) * self.bk * element_size
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What tiles depend on: compute capability (90 for 9.0), shared memory in bytes for one block."""
+
+    capability: int
+    shared: int
+
+
+# (many rows, more than 64 output channels) -> BM, BN, warps.
+_SHAPES = {
+    (True, True): (128, 128, 8),
+    (True, False): (128, 64, 4),
+    (False, True): (64, 128, 4),
+    (False, False): (64, 64, 4),
+}
+_STAGES = 4
+_MANY_ROWS = 512
+
+
+def is_exact(dtype: torch.dtype) -> bool:
+    """Whether products are of full float32, without tensor cores: as torch's convolutions are set."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return dtype == torch.float32 and convolutions.fp32_precision != "tf32"
+
+
+def pick_tile(rows: int, co: int, bk: int, dtype: torch.dtype, gpu: Gpu) -> Tile:
+    """The tile for a GEMM of `rows` pixels and `co` output channels in chunks of `bk` input channels."""
+    # With 16 channels a step there is too little arithmetic to feed from a tile of 128 pixels, and
+    # without tensor cores the operands of larger tiles spill.
+    bm, bn, warps = _SHAPES[rows >= _MANY_ROWS and bk > SMALLEST_CHUNK, co > 64 and not is_exact(dtype)]
+    # Operands that pass through registers, before Hopper or in float32, spill with four warps.
+    if bm + bn > 128 and (dtype == torch.float32 or (gpu.capability < 90 and bk == 64)):
+        warps = 8
+    stage = Tile(bm, bn, bk, warps, 1).shared_bytes(dtype.itemsize)
+    # A kilobyte is left for the compiler's own use.
+    return Tile(bm, bn, bk, warps, max(2, min(_STAGES, (gpu.shared - 1024) // stage)))
+
+
+def shipped_tiles(dtype: torch.dtype, gpu: Gpu) -> list[Tile]:
+    """Every tile that `pick_tile` can return for a GPU, for checks that compile them all."""
+    chunks = [bk for bk in (16, 32, 64) if bk <= largest_chunk(dtype, MAX_INDEX)]
+    picked = [pick_tile(m, n, bk, dtype, gpu) for bk in chunks for m in (1, _MANY_ROWS) for n in (64, 65)]
+    return list(dict.fromkeys(picked))
+
+
+def largest_chunk(dtype: torch.dtype, channels: int) -> int:
+    """Channels of the longest useful step: 128 bytes of a row of x, less if it is shorter."""
+    chunk = SMALLEST_CHUNK if is_exact(dtype) else 128 // dtype.itemsize
+    while chunk // 2 >= max(channels, SMALLEST_CHUNK):
+        chunk //= 2
+    return chunk
+
+
+def gate_chunk(group_size: int, channels: int, largest: int) -> int:
+    """Channels of a chunk that no gate splits; below SMALLEST_CHUNK there is no kernel for it."""
+    if group_size >= channels:
+        return largest  # one gate for all channels
+    return min(largest, group_size & -group_size)
+
+
+def gated_conv2d_unsupported(*args: Any) -> str | None:
+    """Why gated_conv2d has no Triton kernel for the schema's arguments, None where it has one."""
+    x, weight, in_mask, out_mask = args[0], args[1], args[4], args[5]
+    padding, groups, in_group_size, out_group_size = args[9], *args[11:14]
+    if groups != 1:
+        return f"it has no grouped convolution (groups={groups})"
+    reason = _unsupported_operands(x, weight, padding)
+    if reason is None and in_mask is not None:
+        reason = _unsupported_gate("in_group_size", in_group_size, x.shape[1])
+    if reason is None and out_mask is not None:
+        reason = _unsupported_gate("out_group_size", out_group_size, weight.shape[0])
+    return reason
+
+
+def skip_conv2d_unsupported(*args: Any) -> str | None:
+    """Why skip_conv2d_ has no Triton kernel for the schema's arguments, None where it has one."""
+    out, x, weight = args[:3]
+    if not out.is_contiguous(memory_format=torch.channels_last):
+        return f"it writes channels_last images only; out has strides {tuple(out.stride())}"
+    # Rows are counted in 32 bits, those of the last tile beyond the end too.
+    if out.numel() // max(out.shape[1], 1) > MAX_INDEX - 128:
+        return f"the batch has more than {MAX_INDEX - 128} output pixels"
+    return _unsupported_operands(x, weight, args[7])
+
+
+def _unsupported_operands(x: Tensor, weight: Tensor, padding: Any) -> str | None:
+    """Why no kernel convolves tensors like these, None where one does."""
+    if x.dtype not in DTYPES:
+        return f"it computes in float32, float16 and bfloat16, not in {x.dtype}"
+    if x.is_cuda:
+        major, minor = _capability(x.device.index)
+        if major < 8:
+            return f"it needs a GPU of compute capability 8.0, this one has {major}.{minor}"
+    if max(x[:1].numel(), weight.numel()) > MAX_INDEX:
+        return f"a sample or the weight has more than {MAX_INDEX} elements"
+    if max(x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1]) > MAX_SIDE:
+        return f"a padded image has more than {MAX_SIDE} rows or columns"
+    return None
+
+
+def _capability(device: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _unsupported_gate(name: str, group_size: int, channels: int) -> str | None:
+    if gate_chunk(group_size, channels, SMALLEST_CHUNK) < SMALLEST_CHUNK:
+        return f"{name} is {group_size}, and it takes multiples of {SMALLEST_CHUNK} channels"
+    return None

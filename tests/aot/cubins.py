@@ -1,0 +1,135 @@
+"""Compiles Triton kernels for GPUs that are not there, and reads from the cubins what they cost."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ddi_kernels.triton import gated_conv2d, skip_conv2d
+from ddi_kernels.triton.tiles import Gpu, Tile
+
+GPUS = {gpu.capability: gpu for gpu in (Gpu(80, 163 * 1024), Gpu(90, 227 * 1024), Gpu(100, 227 * 1024))}
+# What a tensor-core instruction on 16-bit operands is called there.
+TENSOR_CORE = {80: r"\bHMMA", 90: r"\bHGMMA", 100: r"\bUTC[A-Z]*MMA"}
+_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_FILTER = {"KH": 3, "KW": 3, "SH": 1, "SW": 1, "PH": 1, "PW": 1, "DH": 1, "DW": 1}
+
+
+def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], sm: int, **options: int) -> Any:
+    """The kernel for one architecture; arguments that are neither typed nor constant are an error.
+
+    Pointers and channel counts are divisible by 16, as they are for torch tensors of such channels.
+    """
+    place = {name: i for i, name in enumerate(kernel.arg_names)}
+    aligned = [name for name, kind in types.items() if kind.startswith("*") or name in ("CI", "CO")]
+    source = ASTSource(
+        fn=kernel,
+        signature={n: "constexpr" if n in constants else types[n] for n in kernel.arg_names},
+        constexprs={(place[n],): value for n, value in constants.items()},
+        attrs={(place[n],): [["tt.divisibility", 16]] for n in aligned},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+
+
+def gated_kernel(tile: Tile, dtype: torch.dtype, sm: int, gated: bool = True, exact: bool = False) -> Any:
+    """K1 in one tile: a 3x3 convolution with every epilogue, gated on both sides or on none."""
+    kind = _TYPES[dtype]
+    types = {f"{n}_ptr": f"*{kind}" for n in ("x", "w", "bias", "scale", "residual", "y")}
+    lists = {f"{side}_{n}_ptr": "*i32" for side in ("in", "out") for n in ("list", "count")}
+    numbers = "N H W OH OW CI CO in_chunks out_chunks tiles scale_groups scale_group_size".split()
+    constants = _constants(tile, exact) | {"CHUNK": tile.bk if gated else tile.bn}
+    if not gated:
+        constants |= dict.fromkeys(lists)
+        lists = {}
+    types |= lists | dict.fromkeys(numbers, "i32")
+    return compiled(gated_conv2d._gated_conv2d_fwd_kernel, types, constants, sm, **_options(tile))
+
+
+def skip_kernel(tile: Tile, dtype: torch.dtype, sm: int, exact: bool = False) -> Any:
+    """K2 in one tile: a 3x3 convolution that adds to its output in place."""
+    types = {f"{n}_ptr": f"*{_TYPES[dtype]}" for n in ("x", "w", "bias", "scale", "out")}
+    types |= {"list_ptr": "*i32", "count_ptr": "*i32"}
+    types |= dict.fromkeys("H W OH OW CI CO col_tiles".split(), "i32")
+    constants = _constants(tile, exact) | {"ACCUMULATE": True}
+    return compiled(skip_conv2d._skip_conv2d_fwd_kernel, types, constants, sm, **_options(tile))
+
+
+def _constants(tile: Tile, exact: bool) -> dict[str, Any]:
+    blocks = {"BM": tile.bm, "BN": tile.bn, "BK": tile.bk}
+    return _FILTER | blocks | {"RELU": True, "EXACT": exact, "UP": False}
+
+
+def _options(tile: Tile) -> dict[str, int]:
+    return {"num_warps": tile.warps, "num_stages": tile.stages}
+
+
+def report(kernel: Any, tmp_path: Path) -> dict[str, Any]:
+    """Registers and stack from the cubin's header, instruction counts from its disassembly."""
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    usage, sass = (
+        subprocess.run([_TOOLS / name, option, cubin], capture_output=True, text=True, check=True).stdout
+        for name, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+    )
+
+    def number(name: str) -> int:
+        found = re.search(rf"{name}:(\d+)", usage)
+        assert found, f"no {name} in: {usage}"
+        return int(found.group(1))
+
+    return {
+        "registers": number("REG"),
+        "stack": number("STACK"),
+        "shared": kernel.metadata.shared,
+        "local": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        "tensor_core": {sm: len(re.findall(name, sass)) for sm, name in TENSOR_CORE.items()},
+        "async_copies": len(re.findall(r"\bLDGSTS", sass)),
+        "wide_copies": len(re.findall(r"cp\.async\.cg\.shared\.global[^;]*0x10", kernel.asm["ptx"])),
+        "loop": _loop_length(sass),
+    }
+
+
+def _loop_length(sass: str) -> int:
+    """Instructions of the shortest loop around a multiplication: one step of the K loop."""
+    labels: dict[str, int] = {}
+    multiplies: list[int] = []
+    lengths: list[int] = []
+    count = 0
+    for line in sass.splitlines():
+        label = re.match(r"(\.L_x_\d+):", line)
+        if label:
+            labels[label.group(1)] = count
+        elif re.match(r"\s+/\*[0-9a-f]+\*/", line):
+            count += 1
+            if re.search(r"\b(HMMA|HGMMA|UTC[A-Z]*MMA|FFMA)", line):
+                multiplies.append(count)
+            target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
+            start = labels.get(target.group(1)) if target else None
+            if start is not None and any(start < m <= count for m in multiplies):
+                lengths.append(count - start)
+    assert lengths, "no loop with a multiplication"
+    return min(lengths)
+
+
+def gated_plan_kernel(sm: int) -> Any:
+    """The kernel that sorts the chunks of both masks."""
+    types = {}
+    for side in ("in", "out"):
+        types |= {f"{side}_mask_ptr": "*u8", f"{side}_list_ptr": "*i32", f"{side}_count_ptr": "*i32"}
+        types |= {f"{side}_groups": "i32", f"{side}_chunks": "i32"}
+    constants = {"IN_PER_GROUP": 1, "IN_BLOCK": 32, "OUT_PER_GROUP": 2, "OUT_BLOCK": 16}
+    return compiled(gated_conv2d._gated_conv2d_plan_kernel, types, constants, sm)
+
+
+def skip_plan_kernel(sm: int) -> Any:
+    """The kernel that lists the kept samples."""
+    types = {"keep_ptr": "*u8", "list_ptr": "*i32", "count_ptr": "*i32", "N": "i32"}
+    return compiled(skip_conv2d._skip_conv2d_plan_kernel, types, {"BLOCK": 1024}, sm)

@@ -1,0 +1,55 @@
+"""Runs the Triton kernels on the CPU, in Triton's interpreter, which needs a process of its own.
+
+Whether kernels are interpreted is decided when they are defined, so the `interpreted_*.py` files
+beside this one are run by a pytest with TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ddi_kernels  # noqa: F401, registers the operators
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+FILES = sorted(HERE.glob("interpreted_*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_interpreted(file: Path) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "ops"), *sys.path])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", file]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-20000:] + run.stderr[-5000:]
+    summary = run.stdout.splitlines()[-1]
+    assert re.search(r"\b[1-9]\d* passed", summary) and "skipped" not in summary, summary
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "ddi_kernels" / "triton").glob("*.py")), ids=lambda p: p.stem)
+def test_launchers_never_wait_for_the_device(file: Path) -> None:
+    waiting = {"item", "tolist", "cpu", "numpy", "nonzero", "masked_select", "synchronize"}
+    names = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
+    assert not names & waiting
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="CPU tensors are interpreted")
+def test_a_cpu_call_is_refused_and_shapes_are_computed() -> None:
+    def call(device: str) -> torch.Tensor:
+        x, weight = torch.empty(2, 16, 8, 8, device=device), torch.empty(32, 16, 3, 3, device=device)
+        pairs = [[2, 2], [1, 1], [1, 1]]
+        empty = [None] * 6
+        return torch.ops.ddi_triton.gated_conv2d(x, weight, *empty, *pairs, 1, 16, 16, False)
+
+    with pytest.raises(NotImplementedError, match="ddi_triton::gated_conv2d.*'CPU' backend"):
+        call("cpu")
+    assert call("meta").shape == (2, 32, 4, 4)
