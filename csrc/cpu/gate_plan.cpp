@@ -1,10 +1,12 @@
 // Per sample: pool, project, LSTM step, heads. Everything of a sample stays in a few hundred values
-// of scratch. Sums run in eight chains (dot products) or row by row (pooling): fast without
-// reordering by the compiler, and the same for every thread count.
+// of scratch. Sums run in several chains: fast without reordering by the compiler, and the same for
+// every thread count.
 #include "gate_plan.h"
 
 #include <algorithm>
 #include <cmath>
+
+#include "micro.h"
 
 namespace ddi {
 namespace {
@@ -46,10 +48,7 @@ void pool(const GatePlan<T>& a, const T* x, T* part, T* mean) {
   for (int64_t p = 0; p < a.pixels; p += kStretch) {
     const int64_t end = std::min(p + kStretch, a.pixels);
     if (a.channels_last) {
-      std::fill(part, part + channels, T(0));
-      for (int64_t q = p; q < end; ++q) {
-        for (int64_t c = 0; c < channels; ++c) part[c] += x[q * channels + c];
-      }
+      micro<T>().sum_pixels(x + p * channels, channels, end - p, channels, part);
     } else {
       for (int64_t c = 0; c < channels; ++c) {
         T sum = 0;

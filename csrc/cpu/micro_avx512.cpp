@@ -428,10 +428,18 @@ void sum_pixels(const float* src, int64_t pixel_stride, int64_t pixels, int64_t 
                 float* sum) {
   for (int64_t c = 0; c < channels; c += kLanes) {
     const __mmask16 lanes = first_lanes(channels - c);
+    const float* s = src + c;
     __m512 acc[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
                      _mm512_setzero_ps()};
-    for (int64_t p = 0; p < pixels; ++p) {
-      acc[p % 4] = _mm512_add_ps(acc[p % 4], load_lanes(src + p * pixel_stride + c, lanes));
+    int64_t p = 0;
+    for (; p + 4 <= pixels; p += 4) {
+      DDI_UNROLL
+      for (int i = 0; i < 4; ++i, s += pixel_stride) {
+        acc[i] = _mm512_add_ps(acc[i], load_lanes(s, lanes));
+      }
+    }
+    for (; p < pixels; ++p, s += pixel_stride) {
+      acc[0] = _mm512_add_ps(acc[0], load_lanes(s, lanes));
     }
     const __m512 all = _mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3]));
     store_lanes(sum + c, lanes, all);

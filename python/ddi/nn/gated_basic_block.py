@@ -2,7 +2,8 @@
 
 y = keep ? act(keep_scale * F(x; mask) + shortcut(x)) : x, with F = bn2(conv2(mask * act(bn1(conv1(x))))). One
 mask saves on both sides: the closed channels are conv1's outputs, never computed, and conv2's inputs, never
-read. In a batch only the kept samples are gathered, run and scattered back.
+read. On a CPU the usual block is one operator; elsewhere, and for other shapes of block, it is two, for which
+the kept samples of a batch are gathered and scattered back.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddi_kernels import gather_samples, scatter_samples
+from ddi_kernels import gated_basic_block, gather_samples, scatter_samples
 
 from ..cost import conv_macs, conv_output_size
 from ..decision import Decision
@@ -32,6 +33,14 @@ class _Prepared:
     conv1: PreparedConv
     conv2: PreparedConv
     shortcut: PreparedConv | None
+    fused: bool  # one operator can run the block
+
+
+def _is_plain(conv: nn.Conv2d, kernel: int, stride: Any) -> bool:
+    """Whether a convolution is as gated_basic_block has it."""
+    size, pad = (kernel, kernel), (kernel // 2, kernel // 2)
+    geometry = (conv.kernel_size, conv.padding, conv.dilation, conv.groups, conv.stride)
+    return geometry == (size, pad, (1, 1), 1, stride) and conv.padding_mode == "zeros"
 
 
 def _conv_bn(shortcut: nn.Module | None) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
@@ -89,10 +98,18 @@ class GatedBasicBlock(PreparedModule):
 
     def _prepare(self) -> _Prepared:
         projection = _conv_bn(self.downsample)
+        stride = self.conv1.stride
+        fused = _is_plain(self.conv1, 3, stride) and stride[0] == stride[1]
+        fused = fused and _is_plain(self.conv2, 3, (1, 1))
+        if projection is not None:
+            fused = fused and _is_plain(projection[0], 1, stride)
+        else:
+            fused = fused and self.downsample is None
         return _Prepared(
             PreparedConv.of(self.conv1, self.bn1),
             PreparedConv.of(self.conv2, self.bn2),
             None if projection is None else PreparedConv.of(*projection),
+            fused,
         )
 
     def forward(self, x: Tensor, decision: Decision | None = None) -> Tensor:
@@ -114,10 +131,12 @@ class GatedBasicBlock(PreparedModule):
         return mix_kept(F.relu(y + shortcut), x, decision)
 
     def _forward_sparse(self, x: Tensor, decision: Decision) -> Tensor:
+        if x.is_cpu and x.shape[0] == 1 and decision.keep is not None and not decision.keep.item():
+            return x  # what an operator would have to copy
+        if x.is_cpu and self.prepared().fused:
+            return self._run_fused(x, decision)
         if decision.keep is None:
             return self._run(x, decision)
-        if x.shape[0] == 1:  # no list to make, which at this size takes as long as the gate
-            return self._run(x, decision) if decision.keep.item() else x
         index = decision.keep.nonzero().flatten()
         if index.numel() == 0:
             return x
@@ -125,6 +144,31 @@ class GatedBasicBlock(PreparedModule):
             return self._run(x, decision)
         rows = self._run(gather_samples(x, index), decision.select(index))
         return scatter_samples(x, rows, index)
+
+    def _run_fused(self, x: Tensor, decision: Decision) -> Tensor:
+        """All samples through one operator, which copies the skipped ones."""
+        prepared = self.prepared()
+        conv1, conv2, shortcut = prepared.conv1, prepared.conv2, prepared.shortcut
+        mask = decision.masks[0] if decision.masks else None
+        y, _ = gated_basic_block(
+            x,
+            conv1.weight,
+            conv1.bias,
+            conv2.weight,
+            conv2.bias,
+            packed1=conv1.packed,
+            packed2=conv2.packed,
+            shortcut_weight=None if shortcut is None else shortcut.weight,
+            shortcut_bias=None if shortcut is None else shortcut.bias,
+            shortcut_packed=None if shortcut is None else shortcut.packed,
+            keep=decision.keep,
+            keep_scale=decision.keep_scale,
+            mask=None if mask is None else mask.open,
+            mask_scale=None if mask is None else mask.scale,
+            group_size=1 if mask is None else mask.group_size,
+            stride=self.conv1.stride[0],
+        )
+        return y
 
     def _run(self, x: Tensor, decision: Decision) -> Tensor:
         """The kept samples through both convolutions, closed channels skipped."""
