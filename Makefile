@@ -8,7 +8,7 @@ GPU_PYTHON ?= python3
 # Kernels are checked on one thread and two; more threads than cores only add noise.
 PYTEST := $(BIN)/python -m pytest --durations=10
 
-.PHONY: demo test test-all lint format clean wheel bench check-kernels check-gpu
+.PHONY: demo test test-all lint format clean wheel bench sanitize check-kernels check-gpu
 
 demo: .venv/built
 	$(BIN)/ddi demo --out out/demo
@@ -38,6 +38,19 @@ format: .venv/built
 bench: .venv/built
 	$(BIN)/ddi bench op --suite cpu --threads 1 --json out/bench/op_cpu_t1.jsonl --plot out/bench/roofline.png
 	$(BIN)/ddi bench scaling --json out/bench/scaling.jsonl --plot out/bench/scaling.png
+
+# The grid of odd cases on a library built with AddressSanitizer and UBSan, on every instruction set.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+sanitize: export PYTHONPATH := build/sanitize:python
+sanitize: export ASAN_OPTIONS := detect_leaks=0
+sanitize: .venv/built
+	rm -rf build/sanitize && mkdir -p build/sanitize
+	cp -r ddi_kernels build/sanitize && rm -f build/sanitize/ddi_kernels/_C*
+	CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" DDI_BUILD=cpu DDI_REQUIRE_C=1 PYTHONPATH= \
+	  $(BIN)/python setup.py build_ext --build-lib build/sanitize --build-temp build/sanitize/temp
+	export LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)"; \
+	$(BIN)/python -c "import ddi_kernels._C as c; assert 'build/sanitize' in c.__file__, c.__file__" && \
+	$(PYTEST) tests/ops -k "not compile and not opcheck and not docstring and not examples and not skip_conv2d"
 
 # GPU code without a GPU: Triton's interpreter, cubins of every shipped tile, nvcc.
 check-kernels: .venv/built
