@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import op, scaling
+from . import block, op, scaling
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("bench")
     suites = parser.add_subparsers(dest="name", required=True)
     op.add_arguments(suites.add_parser("op", help="gated_conv2d against dense convolutions"))
+    block.add_arguments(suites.add_parser("block", help="gated_basic_block against dense blocks, batch 1"))
     scaling.add_arguments(suites.add_parser("scaling", help="time by open channels and by samples"))
     for suite in suites.choices.values():
         suite.add_argument("--threads", type=int, default=1)
