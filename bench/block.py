@@ -18,11 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddi.timing import num_threads
+from ddi.turns import Measured, Provider, time_in_turns
 from ddi_kernels import gated_basic_block, prepack_conv2d
 
 from .cases import GROUP_SIZES, INPUTS
 from .gated import draw_masks, expand_mask, our_provider
-from .measure import Measured, Provider, time_in_turns
 from .opponents import TOLERANCES
 from .rows import write_rows
 

@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ddi.turns import Provider
 from ddi_kernels import backend, gated_conv2d, prepack_conv2d
 
 from .cases import DTYPES, Case
-from .measure import Provider
 from .opponents import dense_float64
 
 POOL = 256

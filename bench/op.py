@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from ddi.report import new_figure
 from ddi.timing import num_threads
+from ddi.turns import Measured, Provider, time_in_turns
 
 from .cases import DTYPES, GROUP_SIZES, KEEPS, SUITES, Case, make_inputs, select_cases
 from .gated import Gating, our_provider, require_native
-from .measure import Measured, Provider, time_in_turns
 from .opponents import check_result, make_opponents
 from .roofline import Machine, gated_bytes, measure_machine, plot_roofline
 from .rows import write_figure, write_rows

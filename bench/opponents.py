@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddi.turns import Provider
+
 from .cases import Case
-from .measure import Provider
 
 # Of the largest value. Wide enough for another order of summation, too narrow for another result.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}

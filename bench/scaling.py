@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from ddi.report import new_figure
 from ddi.timing import num_threads
+from ddi.turns import time_in_turns
 
 from .cases import DTYPES, Case, make_inputs
 from .gated import Gating, our_provider, require_native
-from .measure import time_in_turns
 from .opponents import check_result
 from .rows import write_figure, write_rows
 

@@ -27,6 +27,7 @@ from ddi_kernels.checks import (
     empty_output,
     memory_format_of,
 )
+from ddi_kernels.dense_conv2d import dense_conv2d, prefers_dense
 from ddi_kernels.prepack_conv2d import DTYPES, packed_numel
 from ddi_kernels.registry import Op, register, register_triton
 from ddi_kernels.triton.tiles import gated_conv2d_unsupported
@@ -118,6 +119,10 @@ def _run(*args: Any) -> Tensor:
         return reference(*args)
     x, groups = args[0], args[11]
     choice = choose(_NAME, _unsupported(x, groups), lambda: gated_conv2d_unsupported(*args), x.is_cuda)
+    masked = prefers_dense(*args) if choice == "native" else None
+    if masked is not None:
+        check_args(*args)
+        return dense_conv2d(masked, *args)
     if choice != "reference":
         run = _OP if choice == "native" else _OP_TRITON
         try:

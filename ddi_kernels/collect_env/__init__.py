@@ -27,6 +27,7 @@ _VARIABLES = (
     "DDI_BACKEND",
     "DDI_BUILD",
     "DDI_CPU_ISA",
+    "DDI_LATENCY_TABLE",
     "DDI_REQUIRE_C",
     "OMP_NUM_THREADS",
     "TRITON_INTERPRET",
@@ -49,7 +50,7 @@ def collect_env() -> dict[str, Any]:
         "system": {
             "platform": platform.platform(),
             "python": platform.python_version(),
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "cpus": os.cpu_count(),
             "compiler": _compiler(),
         },
@@ -86,7 +87,7 @@ def _default_backend() -> str:
         return str(wrong_variable)
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

@@ -7,7 +7,7 @@ from . import data
 from .backbones import create_model, list_models, register_model
 from .checkpoint import load_model, save_model
 from .convert import convert_, revert_
-from .cost import count_macs
+from .cost import count_macs, latency
 from .decision import Decision, Mask
 from .gates import DDIConfig
 from .losses import budget_loss
@@ -27,6 +27,7 @@ __all__ = [
     "budget_loss",
     "convert_",
     "count_macs",
+    "latency",
     "create_model",
     "data",
     "list_models",

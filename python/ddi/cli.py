@@ -127,6 +127,28 @@ def _env(args: argparse.Namespace) -> Any:
     return env
 
 
+def _add_profile(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "profile", help="measure dense and gated kernels here, for the choices of the backend auto"
+    )
+    parser.add_argument("--threads", type=int, help="default: what torch takes")
+    parser.add_argument("--dtype", choices=("fp32",), default="fp32")
+    parser.add_argument("--out", metavar="FILE", help="default: this device's table in the user's cache")
+    parser.add_argument("--budget-minutes", type=float, default=5, help="begin no shape after (default 5)")
+    parser.add_argument("--cases", default="", metavar="SUBSTRING", help="only shapes with this in the name")
+    parser.add_argument("--fresh", action="store_true", help="start over instead of going on")
+    parser.set_defaults(run=_profile)
+
+
+def _profile(args: argparse.Namespace) -> Any:
+    from .profile import ProfileConfig, profile
+
+    config = ProfileConfig(args.threads, args.out, args.budget_minutes, args.fresh, args.cases, args.seed)
+    result = profile(config)
+    print(result.describe())
+    return asdict(result)
+
+
 def _add_bench(verbs: Any) -> None:
     parser = verbs.add_parser(
         "bench",
@@ -169,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_eval(verbs)
     _add_env(verbs)
+    _add_profile(verbs)
     for verb in verbs.choices.values():
         verb.add_argument("--json", metavar="FILE", help="write the result there too")
         if not any(action.dest == "seed" for action in verb._actions):

@@ -1,12 +1,14 @@
-"""Multiply-adds of dense and gated networks, per sample and per block.
+"""Multiply-adds and milliseconds of dense and gated networks, per sample and per block.
 
 1 MAC = one multiply and one add = 2 FLOPs. Gates, stem, shortcuts and heads count; normalisation, activations
-and pooling do not (the convention of torch.utils.flop_counter, which does the counting).
+and pooling do not (the convention of torch.utils.flop_counter, which does the counting). Milliseconds are
+those of a measured table (ddi_kernels/latency.py), and of convolutions only.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +17,24 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddi_kernels.latency import ConvShape, Estimate, LatencyTable
+from ddi_kernels.tables import current_table
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MacCount", "conv_macs", "conv_output_size", "count_macs", "dense_macs"]
+    from .decision import Decision, Mask
+
+__all__ = [
+    "Latency",
+    "MacCount",
+    "block_ms",
+    "conv_macs",
+    "conv_output_size",
+    "count_macs",
+    "dense_macs",
+    "latency",
+]
 
 
 @dataclass(frozen=True)
@@ -101,3 +117,164 @@ def count_macs(model: nn.Module, x: Tensor) -> MacCount:
     per_sample = rec.macs.double()
     blocks: dict[str, Any] = {b.name: b.macs.double().mean().item() for b in rec.passes[0]}
     return MacCount(dense, per_sample.mean().item(), blocks, per_sample)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds that the convolutions of one call take by a latency table.
+
+    Args:
+        dense: of the ungated network.
+        gated: at the model's hard decisions; equals `dense` for a model without gates.
+        blocks: of each gated block; its gate is not among them.
+        per_sample: float32[N], each sample's part of `gated`.
+    """
+
+    dense: float
+    gated: float
+    blocks: dict[str, float]
+    per_sample: Tensor
+
+
+def _estimate(conv: nn.Conv2d, shape: Sequence[int], table: LatencyTable) -> tuple[Estimate, float]:
+    """What the table says of a convolution on inputs of `shape`, and the factor from there to one sample."""
+    height, width = conv_output_size(conv, shape[2:])
+    dtype = str(conv.weight.dtype).removeprefix("torch.")
+    like = ConvShape(
+        conv.kernel_size[0],
+        conv.stride[0],
+        conv.in_channels,
+        conv.out_channels,
+        height * width,
+        shape[0],
+        torch.get_num_threads(),
+        dtype,
+    )
+    estimate = table.estimate(like)
+    if estimate is None:
+        raise ValueError(
+            f"latency: the table of {table.device} ({table.isa}) has no row for {dtype} weights; "
+            "measure one with: ddi profile"
+        )
+    # Convolution groups and oblong kernels, which tables do not know, count by their multiply-adds.
+    return estimate, conv_macs(conv, shape[2:]) / like.macs
+
+
+def _open_share(mask: Mask | None, channels: int) -> Any:
+    return 1.0 if mask is None else mask.open_channels(channels) / channels
+
+
+def block_ms(
+    block: Any, shape: Sequence[int], decision: Decision, table: LatencyTable | None = None
+) -> Tensor:
+    """Milliseconds of a gated block under a decision, differentiable in training.
+
+    To train for time instead of MACs: the gradient reaches the gates through the straight-through bits, each
+    weighted by the time it decides over. Times are the gated kernel's, also where `auto` would take the dense
+    one, whose time does not depend on the gates.
+
+    Args:
+        block: with conv1, conv2, ... in a chain, a mask behind each but the last, and downsample.
+        shape: of its input, (N, C, H, W).
+        decision: of its gate.
+        table: default: the one in force here.
+
+    Returns:
+        float32[N], each sample's part of a call with N samples.
+
+    Raises:
+        ValueError: the table has no row of the weights' dtype.
+
+    Example:
+        >>> with ddi.record(model) as rec:
+        ...     logits = model(images)
+        >>> ms = block_ms(block, shape, rec.passes[0][0].decision).mean()
+    """
+    table = current_table() if table is None else table
+    total: Any = 0.0
+    size = shape
+    convs = _chain(block)
+    masks = decision.masks or (None,) * (len(convs) - 1)
+    for conv, before, after in zip(convs, (None, *masks), (*masks, None), strict=True):
+        estimate, factor = _estimate(conv, size, table)
+        if before is None and after is None:
+            total = total + estimate.plain_ms * factor
+        else:
+            group_size = math.gcd(*(mask.group_size for mask in (before, after) if mask is not None))
+            shares = _open_share(before, conv.in_channels), _open_share(after, conv.out_channels)
+            total = total + estimate.gated_ms(*shares, group_size) * factor
+        size = (shape[0], conv.out_channels, *conv_output_size(conv, size[2:]))
+    keep = decision.keep_weights()
+    total = total if keep is None else total * keep
+    return convs[0].weight.new_zeros(shape[0]) + total + _shortcut_ms(block, shape, table)
+
+
+def _chain(block: Any) -> list[nn.Conv2d]:
+    names = ("conv1", "conv2", "conv3")
+    return [getattr(block, name) for name in names if hasattr(block, name)]
+
+
+def _shortcut_ms(block: Any, shape: Sequence[int], table: LatencyTable) -> float:
+    total = 0.0
+    for module in () if block.downsample is None else block.downsample.modules():
+        if isinstance(module, nn.Conv2d):
+            estimate, factor = _estimate(module, shape, table)
+            total += estimate.plain_ms * factor
+    return total
+
+
+def _conv_inputs(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Conv2d, tuple[int, ...]]]:
+    """Path, layer and input shape of every convolution of the ungated model, from a run on meta tensors."""
+    from .convert import is_converted, revert_
+
+    plain = copy.deepcopy(model).to("meta").eval()
+    if is_converted(plain):
+        revert_(plain)
+    seen: list[tuple[str, nn.Conv2d, tuple[int, ...]]] = []
+    for path, module in plain.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(
+                lambda conv, args, path=path: seen.append((path, conv, tuple(args[0].shape)))
+            )
+    plain(torch.empty(x.shape, device="meta"))
+    return seen
+
+
+@torch.no_grad()
+def latency(model: nn.Module, x: Tensor, table: LatencyTable | None = None) -> Latency:
+    """Milliseconds of a model on a batch by a latency table, dense and at its gates' hard decisions.
+
+    Args:
+        model: gated or plain; run once in its current mode if gated.
+        x: float[N, C, H, W].
+        table: default: the one in force here, which `ddi profile` measures.
+
+    Raises:
+        ValueError: the table has no row of the weights' dtype.
+
+    Example:
+        >>> model = ddi.create_model("cifar_resnet20", gates=ddi.DDIConfig())
+        >>> ddi.latency(model, torch.randn(1, 3, 32, 32)).dense
+    """
+    from .convert import is_converted
+    from .record import record
+
+    table = current_table() if table is None else table
+    n = x.shape[0]
+    dense, inputs = {}, {}
+    for path, conv, shape in _conv_inputs(model, x):
+        estimate, factor = _estimate(conv, shape, table)
+        dense[path] = estimate.dense_ms * factor * n
+        inputs[path] = shape
+    total = sum(dense.values())
+    if not is_converted(model):
+        return Latency(total, total, {}, torch.full((n,), total / n))
+    gated = {path: module for path, module in model.named_modules() if hasattr(module, "site")}
+    ungated = sum(ms for path, ms in dense.items() if not path.startswith(tuple(f"{p}." for p in gated)))
+    shapes = {module.site.name: (module, inputs[f"{path}.conv1"]) for path, module in gated.items()}
+    with record(model) as rec:
+        model(x)
+    parts = {b.name: block_ms(*shapes[b.name], b.decision, table) for b in rec.passes[0]}
+    per_sample = ungated / n + torch.stack(list(parts.values())).sum(0)
+    blocks = {name: part.sum().item() for name, part in parts.items()}
+    return Latency(total, per_sample.sum().item(), blocks, per_sample)

@@ -7,8 +7,8 @@ import torch
 
 from bench.block import check, dense_block, dense_providers, make_weights, our_calls, row_times
 from bench.gated import draw_masks, expand_mask
-from bench.measure import Measured
 from ddi.timing import Timing
+from ddi.turns import Measured
 
 
 def _measured(ms: float) -> Measured:

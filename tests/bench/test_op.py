@@ -6,8 +6,9 @@ from functools import partial
 import pytest
 import torch
 
-from bench import __main__, cases, gated, measure, op, roofline
+from bench import __main__, cases, gated, op, roofline
 from bench.gated import Gating
+from ddi import turns
 from ddi_kernels import backends
 
 KEEPS = {"1x1", "0.75x0.75", "0.5x0.5", "0.25x0.25", "1x0.5", "0.5x1"}
@@ -25,7 +26,7 @@ def quick(monkeypatch):
         pytest.skip(backends.native_available()[1])
     tiny = [cases.Case(2, 20, 20, 6), cases.Case(1, 8, 40, 5, kernel=1)]
     monkeypatch.setitem(cases.SUITES, "cpu", tiny)
-    monkeypatch.setattr(op, "time_in_turns", partial(measure.time_in_turns, rounds=3, seconds=1e-4))
+    monkeypatch.setattr(op, "time_in_turns", partial(turns.time_in_turns, rounds=3, seconds=1e-4))
     monkeypatch.setattr(op, "measure_machine", lambda dtype, threads: roofline.Machine(100.0, 10.0))
 
 
@@ -82,7 +83,7 @@ def fabricated(case, median_ms, mac_ratio, **other):
     """A row with the times of four dense providers, the fastest of them 2 ms."""
 
     def taking(milliseconds):
-        return measure.Measured(measure.Timing.of([milliseconds] * 3), 10)
+        return turns.Measured(turns.Timing.of([milliseconds] * 3), 10)
 
     dense = {"eager": taking(8.0), "channels_last": taking(2.0), "onnxruntime": taking(3.0)}
     row = dict(provider="native", dtype="fp32", keep="0.5x0.5", group_size=1, threads=1, incomplete=False)

@@ -5,8 +5,9 @@ from functools import partial
 
 import pytest
 
-from bench import __main__, measure, scaling
+from bench import __main__, scaling
 from bench.cases import Case
+from ddi import turns
 from ddi_kernels import backends
 
 
@@ -38,7 +39,7 @@ def test_rows_and_figure(monkeypatch, tmp_path, capsys):
         pytest.skip(backends.native_available()[1])
     monkeypatch.setattr(scaling, "CASES", [Case(1, 16, 16, 4)])
     monkeypatch.setattr(scaling, "SAMPLES", 4)
-    monkeypatch.setattr(scaling, "time_in_turns", partial(measure.time_in_turns, rounds=3, seconds=1e-4))
+    monkeypatch.setattr(scaling, "time_in_turns", partial(turns.time_in_turns, rounds=3, seconds=1e-4))
     files = ["--json", str(tmp_path / "s.jsonl"), "--plot", str(tmp_path / "s.png")]
     assert __main__.main(["scaling", *files]) == 0
     rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ddi.timing import Timing
+from .timing import Timing
 
 ROUNDS = 7
 ROUND_SECONDS = 0.05

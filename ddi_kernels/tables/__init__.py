@@ -1,0 +1,141 @@
+"""Which latency table is in force: the user's own, this device's, or the one shipped in this folder.
+
+`ddi profile` writes the device's into the user's cache. The files here, one an instruction set, are the
+defaults until it has run; each says on which machine it was measured.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ddi_kernels import backends
+from ddi_kernels.latency import ConvShape, Grid, LatencyTable, Row
+
+__all__ = [
+    "always_dense",
+    "current_isa",
+    "current_table",
+    "device_name",
+    "find_table",
+    "read_table",
+    "set_table",
+    "table_path",
+    "use_table",
+]
+
+_logger = logging.getLogger(__name__)
+
+
+def current_isa() -> str:
+    """The instruction set that the compiled kernels use here; "none" without them."""
+    return "none" if backends.native_library is None else backends.native_library.cpu_isa()
+
+
+def device_name() -> str:
+    """The processor's name, as tables carry it."""
+    from ddi_kernels.collect_env import cpu_model
+
+    return cpu_model()
+
+
+def table_path() -> Path:
+    """Where `ddi profile` writes this device's table, and `auto` looks for it."""
+    slug = re.sub("[^a-z0-9]+", "-", device_name().lower()).strip("-")
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "ddi" / f"latency-{slug}-{current_isa()}.json"
+
+
+def read_table(path: str | Path) -> LatencyTable:
+    """The table in a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is none, damaged, or of another version; names the file.
+    """
+    try:
+        return LatencyTable.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"latency table {path}: {error}; write a new one with: ddi profile --fresh"
+        ) from error
+
+
+def _candidates() -> Iterator[tuple[Path, bool]]:
+    """Files to look at in turn, and whether a missing one is worth a word."""
+    named = os.environ.get("DDI_LATENCY_TABLE")
+    if named:
+        yield Path(named), True
+    else:
+        yield table_path(), False
+    yield Path(__file__).with_name(f"{current_isa()}.json"), False
+
+
+def find_table() -> LatencyTable:
+    """The table of DDI_LATENCY_TABLE, else of this device, else the shipped one, else an empty one.
+
+    A file that cannot be used is passed over with a warning.
+    """
+    for path, must_exist in _candidates():
+        try:
+            if not must_exist and not path.is_file():
+                continue
+            table = read_table(path)
+            if table.isa != current_isa():
+                raise ValueError(f"latency table {path}: measured on {table.isa}, in use is {current_isa()}")
+            return table
+        except (OSError, ValueError) as error:
+            _logger.warning("ignoring a latency table: %s", error)
+    return LatencyTable(device_name(), current_isa(), torch.__version__, "")
+
+
+_table: LatencyTable | None = None
+_listeners: list[Callable[[], None]] = []
+
+
+def on_change(forget: Callable[[], None]) -> None:
+    """Has `forget` called whenever another table comes into force."""
+    _listeners.append(forget)
+
+
+def current_table() -> LatencyTable:
+    """The table in force in this process, found at the first call: see `find_table`."""
+    global _table
+    if _table is None:
+        _table = find_table()
+    return _table
+
+
+def set_table(table: LatencyTable | None) -> None:
+    """Puts a table in force in this process; None looks for one anew, e.g. after `ddi profile`."""
+    global _table
+    _table = table
+    for forget in _listeners:
+        forget()
+
+
+@contextmanager
+def use_table(table: LatencyTable) -> Iterator[None]:
+    """Puts a table in force inside a `with` block, in all threads."""
+    before = _table
+    set_table(table)
+    try:
+        yield
+    finally:
+        set_table(before)
+
+
+@contextmanager
+def always_dense() -> Iterator[None]:
+    """Has `auto` take the dense kernel inside a `with` block wherever it may, to time it."""
+    shape = ConvShape(kernel=3, stride=1, ci=1, co=1, pixels=1, batch=1, threads=1)
+    never = Grid([1.0], [1.0], [[1.0]])
+    row = Row(shape, 1e-9, 0.0, 0.0, 0.0, 1.0, never, never)
+    with backends.backend("auto"), use_table(LatencyTable("", current_isa(), "", "", (row,))):
+        yield
