@@ -1,7 +1,7 @@
 // ddi::gated_conv2d_int8 for the CPU: checks, allocation, registration. Operands are int8 with
 // their scales apart; all else is float32. x may have any strides, a residual takes the output's
 // layout.
-#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "conv2d_args.h"
@@ -23,8 +23,9 @@ struct Inputs {
 };
 
 void check_scale(const char* name, double scale) {
-  STD_TORCH_CHECK(std::isfinite(scale) && static_cast<float>(scale) > 0, kOp, ": ", name, " is ",
-                  scale, "; expected a finite number above 0");
+  using Limits = std::numeric_limits<float>;
+  STD_TORCH_CHECK(scale >= Limits::min() && scale <= Limits::max(), kOp, ": ", name, " is ", scale,
+                  "; expected a positive number in the range of float32");
 }
 
 void check_tensors(Inputs& in, const Conv2dShape& s, MemoryFormat format) {
