@@ -12,7 +12,6 @@
 #include "cells.h"
 #include "conv_plan.h"
 #include "conv_prefetch.h"
-#include "quantize.h"
 
 namespace ddi {
 
@@ -380,8 +379,11 @@ class SampleConv {
       const int64_t first = at + i * s_.co;
       micro_.expand_pixels(src, src_stride, n, p.out, residual(first), a_.relu, s_.co,
                            room.expanded);
-      for (int64_t k = 0; k < n; ++k) {
-        quantize(room.expanded + k * s_.co, co_, a_.y_scale, a_.y_int8 + first + k * s_.co);
+      // Whole pixels at once, unless other convolution groups lie between.
+      const int64_t runs = co_ == s_.co ? 1 : n;
+      for (int64_t k = 0; k < runs; ++k) {
+        micro_.quantize(room.expanded + k * s_.co, n / runs * co_, a_.y_scale,
+                        a_.y_int8 + first + k * s_.co);
       }
     }
   }
@@ -398,7 +400,7 @@ class SampleConv {
         room[k] = a_.relu && v < Acc(0) ? Acc(0) : v;
       }
       column += open;
-      quantize(room, pixels, a_.y_scale, a_.y_int8 + at);
+      micro_.quantize(room, pixels, a_.y_scale, a_.y_int8 + at);
     }
   }
 

@@ -176,6 +176,10 @@ struct Micro {
   // sum of its weights.
   void (*sum_weights)(const uint32_t* panel, const Segment* segment, int64_t segments,
                       int32_t* start);
+
+  // For integer sums, else nullptr: dst = src / scale, rounded to nearest even and clamped; NaN
+  // becomes 0.
+  void (*quantize)(const float* src, int64_t count, float scale, int8_t* dst);
 };
 
 extern const Micro<float> kScalarF32;

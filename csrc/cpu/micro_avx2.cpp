@@ -53,6 +53,7 @@ const Micro<float> kAvx2F32 = {{0, 6, 0, 0},
                                fill_closed<float>,
                                scatter_planes<float>,
                                sum_pixels<float>,
+                               nullptr,
                                nullptr};
 
 const Micro<half> kAvx2F16 = {{0, 6, 0, 0},
@@ -67,6 +68,7 @@ const Micro<half> kAvx2F16 = {{0, 6, 0, 0},
                               fill_closed<half>,
                               scatter_planes<half>,
                               sum_pixels<half>,
+                              nullptr,
                               nullptr};
 
 }  // namespace ddi

@@ -66,6 +66,7 @@ const Micro<bf16> kAvx2Bf16 = {{0, 4, 0, 0},
                                fill_closed<bf16>,
                                scatter_planes<bf16>,
                                sum_pixels<bf16>,
+                               nullptr,
                                nullptr};
 
 }  // namespace ddi

@@ -70,6 +70,21 @@ void sum_weights(const uint32_t* panel, const Segment* segment, int64_t segments
   }
 }
 
+void quantize(const float* src, int64_t count, float scale, int8_t* dst) {
+  const __m256 step = _mm256_set1_ps(scale);
+  const __m256 least = _mm256_set1_ps(-128.0f), most = _mm256_set1_ps(127.0f);
+  for (int64_t i = 0; i < count; i += kHalf) {
+    const __m256 v = _mm256_div_ps(load_first(src + i, count - i), step);
+    const __m256 clamped = _mm256_min_ps(_mm256_max_ps(v, least), most);
+    const __m256i rounded =
+        _mm256_cvtps_epi32(_mm256_and_ps(clamped, _mm256_cmp_ps(v, v, _CMP_ORD_Q)));
+    const __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+    const int64_t bytes = _mm_cvtsi128_si64(_mm_packs_epi16(words, words));
+    __builtin_memcpy(dst + i, &bytes, count - i < kHalf ? static_cast<size_t>(count - i) : kHalf);
+  }
+}
+
 }  // namespace
 }  // namespace ddi
 DDI_REGION_END
@@ -88,7 +103,8 @@ const Micro<int8_t> kAvx2Int8 = {{0, 2, 0, 0},
                                  fill_closed<float>,
                                  scatter_planes<float>,
                                  sum_pixels<float>,
-                                 sum_weights};
+                                 sum_weights,
+                                 quantize};
 
 }  // namespace ddi
 #endif

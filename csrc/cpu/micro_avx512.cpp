@@ -87,6 +87,7 @@ const Micro<float> kAvx512F32 = {{0, 16, 14, 9},
                                  fill_closed<float>,
                                  scatter_planes<float>,
                                  sum_pixels<float>,
+                                 nullptr,
                                  nullptr};
 
 const Micro<half> kAvx512F16 = {{0, 16, 14, 9},
@@ -101,6 +102,7 @@ const Micro<half> kAvx512F16 = {{0, 16, 14, 9},
                                 fill_closed<half>,
                                 scatter_planes<half>,
                                 sum_pixels<half>,
+                                nullptr,
                                 nullptr};
 
 }  // namespace ddi

@@ -54,6 +54,7 @@ const Micro<bf16> kAvx512Bf16 = {{0, 16, 12, 7},
                                  fill_closed<bf16>,
                                  scatter_planes<bf16>,
                                  sum_pixels<bf16>,
+                                 nullptr,
                                  nullptr};
 
 const Micro<bf16> kAvx512DotBf16 = {{0, 16, 14, 9},
@@ -68,6 +69,7 @@ const Micro<bf16> kAvx512DotBf16 = {{0, 16, 14, 9},
                                     fill_closed<bf16>,
                                     scatter_planes<bf16>,
                                     sum_pixels<bf16>,
+                                    nullptr,
                                     nullptr};
 
 }  // namespace ddi

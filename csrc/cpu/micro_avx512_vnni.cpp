@@ -16,20 +16,22 @@ namespace ddi {
 namespace {
 
 struct DotBytes {
+  // Not __m512i, a vector of 64-bit numbers: GCC 12 would send sums through memory to convert them.
+  typedef int32_t Sum __attribute__((vector_size(64)));
   using Type = int8_t;
-  using Sum = __m512i;
   using Weights = __m512i;
   using Inputs = __m512i;
   static DDI_INLINE Sum start(const ConvTile<int8_t>& t, int panel) {
-    return _mm512_loadu_si512(t.start + panel * kLanes);
+    return reinterpret_cast<Sum>(_mm512_loadu_si512(t.start + panel * kLanes));
   }
   static DDI_INLINE Weights weights(const uint32_t* row) { return _mm512_loadu_si512(row); }
   static DDI_INLINE Inputs inputs(__m512i x) { return x; }
   static DDI_INLINE Sum multiply_add(Sum sum, Inputs x, Weights w) {
-    return _mm512_dpbusd_epi32(sum, x, w);
+    return reinterpret_cast<Sum>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), x, w));
   }
   static DDI_INLINE __m512 value(const ConvTile<int8_t>& t, int panel, Sum sum) {
-    return _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(t.factor + panel * kLanes));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sum)),
+                         _mm512_loadu_ps(t.factor + panel * kLanes));
   }
 };
 
@@ -43,6 +45,23 @@ void sum_weights(const uint32_t* panel, const Segment* segment, int64_t segments
     }
   }
   _mm512_storeu_si512(start, _mm512_sub_epi32(_mm512_setzero_si512(), sum));
+}
+
+void quantize(const float* src, int64_t count, float scale, int8_t* dst) {
+  const __m512 step = _mm512_set1_ps(scale);
+  const __m512 least = _mm512_set1_ps(-128.0f), most = _mm512_set1_ps(127.0f);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const __mmask16 lanes = first_lanes(count - i);
+    const __m512 v = _mm512_div_ps(load_lanes(src + i, lanes), step);
+    const __mmask16 numbers = _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q);
+    const __m512 clamped = _mm512_min_ps(_mm512_maskz_max_ps(numbers, v, least), most);
+    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(clamped));
+    if (lanes == 0xffff) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i), bytes);
+    } else {
+      _mm_mask_storeu_epi8(dst + i, lanes, bytes);
+    }
+  }
 }
 
 }  // namespace
@@ -63,7 +82,8 @@ const Micro<int8_t> kAvx512Int8 = {{0, 16, 14, 9},
                                    fill_closed<float>,
                                    scatter_planes<float>,
                                    sum_pixels<float>,
-                                   sum_weights};
+                                   sum_weights,
+                                   quantize};
 
 }  // namespace ddi
 #endif

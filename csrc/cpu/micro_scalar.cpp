@@ -216,6 +216,18 @@ void sum_weights(const uint32_t* panel, const Segment* segment, int64_t segments
   for (int l = 0; l < kLanes; ++l) start[l] = static_cast<int32_t>(0u - sum[l]);
 }
 
+void quantize(const float* src, int64_t count, float scale, int8_t* dst) {
+  for (int64_t i = 0; i < count; ++i) {
+    float v = src[i] / scale;
+    v = v > 127.0f ? 127.0f : v;
+    v = v < -128.0f ? -128.0f : v;
+    v = v != v ? 0.0f : v;
+    // Of a float this large the last digit is worth one: the sum is rounded as wanted.
+    constexpr float kRound = 12582912.0f;
+    dst[i] = static_cast<int8_t>(static_cast<int32_t>(v + kRound - kRound));
+  }
+}
+
 template <class T>
 constexpr Micro<T> scalar_table() {
   using Acc = typename Types<T>::Acc;
@@ -232,7 +244,8 @@ constexpr Micro<T> scalar_table() {
           fill_closed<Acc, Out>,
           scatter_planes<Acc, Out>,
           sum_pixels<Acc, Out>,
-          Types<T>::kInteger ? sum_weights : nullptr};
+          Types<T>::kInteger ? sum_weights : nullptr,
+          Types<T>::kInteger ? quantize : nullptr};
 }
 
 }  // namespace
