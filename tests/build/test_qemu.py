@@ -17,7 +17,7 @@ PROCESSORS = {
     "SandyBridge": ("SandyBridge,-x2apic,-tsc-deadline", "scalar"),  # AVX, but no AVX2
     "Haswell": ("Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid", "avx2"),
 }
-LEVELS = ("scalar", "avx2", "avx512")
+LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
 SCRIPT = """
 import torch
