@@ -51,7 +51,7 @@ class Upcoming {
     for (; lines > 0 && at_ < end_; --lines, at_ += kLine) {
       if (open_ == nullptr || open_[channel_ / group_size_] != 0) __builtin_prefetch(at_, 0, 2);
       channel_ += kLine;
-      if (channel_ >= channels_) channel_ -= channels_;
+      while (channel_ >= channels_) channel_ -= channels_;
     }
   }
 

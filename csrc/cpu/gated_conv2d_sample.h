@@ -12,6 +12,7 @@
 #include "cells.h"
 #include "conv_plan.h"
 #include "conv_prefetch.h"
+#include "conv_result.h"
 
 namespace ddi {
 
@@ -336,71 +337,10 @@ class SampleConv {
     }
     for (int64_t s = 0; s < p.strips; ++s) {
       const int64_t first = s * p.strip_rows + y0, last = std::min(s * p.strip_rows + y1, out_h_);
-      if (first < last) expand_rows(p, src + s * strip_stride, src_stride, first, last, room);
-    }
-  }
-
-  void expand_rows(const ConvPlan<T>& p, const Acc* src, int64_t src_stride, int64_t y0, int64_t y1,
-                   const BlockRoom<T>& room) const {
-    const int64_t pixels = (y1 - y0) * out_w_, plane = out_h_ * out_w_, at = y_offset(p, y0);
-    if (a_.y == nullptr) {
-      if constexpr (Types<T>::kInteger) expand_int8(p, src, src_stride, pixels, at, room);
-    } else if (a_.channels_last) {
-      micro_.expand_pixels(src, src_stride, pixels, p.out, residual(at), a_.relu, s_.co, a_.y + at);
-    } else {
-      micro_.scatter_planes(src, src_stride, pixels, p.out, plane, residual(at), a_.relu,
-                            a_.y + at);
-      fill_planes(p, pixels, plane, residual(at), a_.y + at);
-    }
-  }
-
-  // The closed channels of pixel-contiguous ones.
-  void fill_planes(const ConvPlan<T>& p, int64_t pixels, int64_t plane, const Out* res,
-                   Out* y) const {
-    for (int64_t c = 0; c < co_; ++c) {
-      if ((p.out_bits[c / kLanes] >> (c % kLanes)) & 1u) continue;
-      for (int64_t i = c * plane; i < c * plane + pixels; ++i) {
-        const Acc v = res == nullptr ? Acc(0) : to_float(res[i]);
-        round_to(a_.relu && v < Acc(0) ? Acc(0) : v, y + i);
-      }
-    }
-  }
-
-  // A few pixels at a time as floats, which are then quantized.
-  void expand_int8(const ConvPlan<T>& p, const Acc* src, int64_t src_stride, int64_t pixels,
-                   int64_t at, const BlockRoom<T>& room) const {
-    const int64_t most = room.expanded_numel / (a_.channels_last ? s_.co : 1);
-    for (int64_t i = 0; i < pixels; i += most, src += most * src_stride) {
-      const int64_t n = std::min(most, pixels - i);
-      if (!a_.channels_last) {
-        quantize_planes(p, src, src_stride, n, at + i, room.expanded);
-        continue;
-      }
-      const int64_t first = at + i * s_.co;
-      micro_.expand_pixels(src, src_stride, n, p.out, residual(first), a_.relu, s_.co,
-                           room.expanded);
-      // Whole pixels at once, unless other convolution groups lie between.
-      const int64_t runs = co_ == s_.co ? 1 : n;
-      for (int64_t k = 0; k < runs; ++k) {
-        micro_.quantize(room.expanded + k * s_.co, n / runs * co_, a_.y_scale,
-                        a_.y_int8 + first + k * s_.co);
-      }
-    }
-  }
-
-  void quantize_planes(const ConvPlan<T>& p, const Acc* src, int64_t src_stride, int64_t pixels,
-                       int64_t at, Acc* room) const {
-    const Acc* column = src;
-    for (int64_t c = 0; c < co_; ++c, at += out_h_ * out_w_) {
-      const bool open = (p.out_bits[c / kLanes] >> (c % kLanes)) & 1u;
-      const Out* res = residual(at);
-      for (int64_t k = 0; k < pixels; ++k) {
-        Acc v = open ? column[k * src_stride] : Acc(0);
-        if (res != nullptr) v += res[k];
-        room[k] = a_.relu && v < Acc(0) ? Acc(0) : v;
-      }
-      column += open;
-      micro_.quantize(room, pixels, a_.y_scale, a_.y_int8 + at);
+      if (first >= last) continue;
+      const Result<T> result = {src + s * strip_stride, src_stride, (last - first) * out_w_,
+                                y_offset(p, first)};
+      write_result(a_, p, result, room.expanded, room.expanded_numel);
     }
   }
 
