@@ -14,9 +14,11 @@ from ddi_kernels.gate_plan import gate_logits, gate_plan
 from ddi_kernels.gated_basic_block import gated_basic_block
 from ddi_kernels.gated_bottleneck import gated_bottleneck
 from ddi_kernels.gated_conv2d import gated_conv2d
+from ddi_kernels.gated_conv2d_int8 import gated_conv2d_int8
 from ddi_kernels.gated_dense_layer import gated_dense_layer, gated_dense_layer_
 from ddi_kernels.gather_samples import gather_samples
 from ddi_kernels.prepack_conv2d import prepack_conv2d
+from ddi_kernels.quantize import quantize, quantize_weight
 from ddi_kernels.scatter_samples import scatter_samples, scatter_samples_
 from ddi_kernels.skip_conv2d import skip_conv2d_
 
@@ -31,10 +33,13 @@ __all__ = [
     "gated_basic_block",
     "gated_bottleneck",
     "gated_conv2d",
+    "gated_conv2d_int8",
     "gated_dense_layer",
     "gated_dense_layer_",
     "gather_samples",
     "prepack_conv2d",
+    "quantize",
+    "quantize_weight",
     "scatter_samples",
     "scatter_samples_",
     "skip_conv2d_",

@@ -25,7 +25,7 @@ from ddi_kernels.checks import (
     empty_output,
     memory_format_of,
 )
-from ddi_kernels.prepack_conv2d import packed_numel
+from ddi_kernels.prepack_conv2d import packed_dtype, packed_numel
 
 
 class Residual(NamedTuple):
@@ -62,7 +62,8 @@ def check_conv(
     if bias is not None:
         check_like(op, label.format("bias"), bias, (co,), x.dtype, like=x)
     if packed is not None:
-        check_like(op, label.format("packed"), packed, (packed_numel(weight),), x.dtype, like=x)
+        form = (packed_numel(weight),)
+        check_like(op, label.format("packed"), packed, form, packed_dtype(x.dtype), like=x)
     return int(co)
 
 

@@ -28,7 +28,7 @@ from ddi_kernels.checks import (
     memory_format_of,
 )
 from ddi_kernels.dense_conv2d import dense_conv2d, prefers_dense
-from ddi_kernels.prepack_conv2d import DTYPES, packed_numel
+from ddi_kernels.prepack_conv2d import DTYPES, packed_dtype, packed_numel
 from ddi_kernels.registry import Op, register, register_triton
 from ddi_kernels.triton.tiles import gated_conv2d_unsupported
 
@@ -70,7 +70,8 @@ def gated_conv2d(
     straight-through training pass the hard 0/1 gate as a differentiable `scale`, and no `out_mask`.
 
     Args:
-        x: Tensor[N, Ci, H, W] of a floating dtype and any strides.
+        x: Tensor[N, Ci, H, W] of a floating dtype and any strides. float16 and bfloat16 are summed
+            up in float32.
         weight: Tensor[Co, Ci / groups, kh, kw] of x's dtype.
         bias: Tensor[Co] of x's dtype.
         packed: prepack_conv2d(weight), saves reordering the weights on every native call.
@@ -141,7 +142,7 @@ def _unsupported(x: Tensor, groups: int) -> str | None:
     if not x.is_cpu:
         return no_native_kernel(_NAME, x)
     if x.dtype not in DTYPES:
-        return f"it computes in float32 and float64, not in {x.dtype}"
+        return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}, not in {x.dtype}"
     if groups != 1:
         return f"it has no grouped convolution (groups={groups})"
     return None
@@ -173,16 +174,25 @@ def check_args(
         if groups != 1:
             remedy = "Grouped convolutions have no packed form: pass packed=None."
             raise argument_error(_NAME, "packed", describe(packed), "None for groups > 1", remedy)
-        check_like(_NAME, "packed", packed, (packed_numel(weight),), x.dtype, like=x)
+        check_like(_NAME, "packed", packed, (packed_numel(weight),), packed_dtype(x.dtype), like=x)
     return shape
 
 
 def conv_output_shape(
-    op: str, x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+    op: str,
+    x: Any,
+    weight: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    dtype: torch.dtype | None = None,
 ) -> tuple[int, int, int, int]:
+    """Checks the geometry of a convolution; x must have this dtype, or any floating one."""
     check_tensor(op, "x", x, dims=4)
-    if not x.dtype.is_floating_point or min(x.shape[1:]) < 1:
-        raise argument_error(op, "x", describe(x), "a floating dtype, and no zero but the batch")
+    if not (x.dtype.is_floating_point if dtype is None else x.dtype == dtype) or min(x.shape[1:]) < 1:
+        expected = f"{'a floating dtype' if dtype is None else dtype}, and no zero but the batch"
+        raise argument_error(op, "x", describe(x), expected)
     check_tensor(op, "weight", weight, dims=4)
     check_at_least(op, "groups", groups, 1)
     ci, (co, ci_per_group, kh, kw) = x.shape[1], weight.shape
@@ -223,12 +233,12 @@ def reference(
     )  # fmt: skip
     memory_format = memory_format_of(x)
     if in_mask is not None:
-        x = torch.where(_per_channel(in_mask, x.shape[1], in_group_size), x, 0)
+        x = torch.where(per_channel(in_mask, x.shape[1], in_group_size), x, 0)
     y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     if scale is not None:
-        y = y * _per_channel(scale, shape[1], out_group_size)
+        y = y * per_channel(scale, shape[1], out_group_size)
     if out_mask is not None:
-        y = torch.where(_per_channel(out_mask, shape[1], out_group_size), y, 0)
+        y = torch.where(per_channel(out_mask, shape[1], out_group_size), y, 0)
     if residual is not None:
         y = y + residual
     if relu:
@@ -236,7 +246,8 @@ def reference(
     return y.contiguous(memory_format=memory_format)
 
 
-def _per_channel(values: Tensor, channels: int, group_size: int) -> Tensor:
+def per_channel(values: Tensor, channels: int, group_size: int) -> Tensor:
+    """A mask or a scale over channel groups, as it multiplies an image."""
     return expand_groups(values, channels, group_size)[:, :, None, None]
 
 
@@ -270,10 +281,15 @@ def _flops(*args: Any, out_val: Tensor) -> int:
     Positions in the padding count, as they do in torch's own formula of convolutions. The reference
     is counted as the dense convolution that it runs.
     """
-    x, weight, in_mask, out_mask, groups, in_group_size, out_group_size = (
-        args[i] for i in (0, 1, 4, 5, 11, 12, 13)
-    )
-    n, co, ho, wo = out_val.shape
+    return count_flops(out_val, *(args[i] for i in (0, 1, 4, 5, 11, 12, 13)))
+
+
+def count_flops(
+    y: Tensor, x: Tensor, weight: Tensor, in_mask: Tensor | None, out_mask: Tensor | None, groups: int,
+    in_group_size: int, out_group_size: int,
+) -> int:  # fmt: skip
+    """The FLOPs of a gated convolution from the arguments that they depend on."""
+    n, co, ho, wo = y.shape
     open_in = _open_per_conv_group(in_mask, n, x.shape[1], in_group_size, groups)
     open_out = _open_per_conv_group(out_mask, n, co, out_group_size, groups)
     macs = int((open_in * open_out).sum()) * weight.shape[2] * weight.shape[3] * ho * wo

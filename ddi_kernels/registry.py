@@ -82,13 +82,18 @@ def _register(namespace: str, op: Op, kernels: Mapping[str, Callable[..., Any]])
         torch.library.register_autograd(name, op.backward, setup_context=op.setup_context, lib=lib)
     if op.autocast is not None:
         for device_type in ("cpu", "cuda"):
-            lib.impl(op.name, _autocast(op.autocast, device_type), f"Autocast{device_type.upper()}")
+            kernel = _autocast(op.autocast, device_type, _packed_arguments(overload))
+            lib.impl(op.name, kernel, f"Autocast{device_type.upper()}")
     if op.flops is not None:
         register_flop_formula(overload.overloadpacket, get_raw=True)(op.flops)
     return overload
 
 
-def _autocast(run: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+def _packed_arguments(overload: OpOverload) -> set[int]:
+    return {i for i, argument in enumerate(overload._schema.arguments) if "packed" in argument.name}
+
+
+def _autocast(run: Callable[..., Any], device_type: str, packed: set[int]) -> Callable[..., Any]:
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}"))
 
     def kernel(*args: Any) -> Any:
@@ -98,6 +103,9 @@ def _autocast(run: Callable[..., Any], device_type: str) -> Callable[..., Any]:
             a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() and a.dtype != torch.float64 else a
             for a in args
         ]
+        # The layout of packed weights is that of their dtype: casting them would scramble them.
+        for i in packed:
+            cast[i] = args[i] if cast[i] is args[i] else None
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return run(*cast)
 

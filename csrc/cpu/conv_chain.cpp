@@ -182,7 +182,7 @@ void over_rows(const ConvChain<T>& chain, const std::vector<int64_t>& order, int
       share(tasks, pieces * panels, parallel_for, [&](int64_t, int64_t item) {
         const ConvPlan<T>& plan = rooms.pieces[item / panels].plan[c];
         const int64_t panel = item % panels;
-        if (!plan.ready && panel < plan.n_panels) convs.planner[c].compress_panel(plan, panel);
+        if (!plan.ready && panel < plan.n_panels) convs.planner[c].ready_panel(plan, panel);
       });
     }
     for (int64_t i = 0; i < pieces; ++i) rooms.pieces[i].plan[c].ready = true;
@@ -211,7 +211,7 @@ int64_t conv_chain_workspace_bytes(const ConvChain<T>& chain, int64_t threads) {
     numel += 4.0 * ((s.kh * static_cast<double>(s.dilation_h) + 2) * width * s.ci + width * co);
     if (chain.conv[c].to_interior) numel += (s.h + 2.0 * s.pad_h + 2.0) * (width + 2.0) * co;
   }
-  if (numel * sizeof(T) * threads > 1e15) return -1;
+  if (numel * sizeof(double) * threads > 1e15) return -1;
   return Rooms<T>(chain, task_count(chain, threads), nullptr).bytes;
 }
 
@@ -230,9 +230,14 @@ void conv_chain(const ConvChain<T>& chain, int64_t threads, const ParallelFor& p
   }
 }
 
-template int64_t conv_chain_workspace_bytes<float>(const ConvChain<float>&, int64_t);
-template int64_t conv_chain_workspace_bytes<double>(const ConvChain<double>&, int64_t);
-template void conv_chain<float>(const ConvChain<float>&, int64_t, const ParallelFor&, void*);
-template void conv_chain<double>(const ConvChain<double>&, int64_t, const ParallelFor&, void*);
+#define DDI_INSTANTIATE(T)                                                            \
+  template int64_t conv_chain_workspace_bytes<T>(const ConvChain<T>& chain, int64_t); \
+  template void conv_chain<T>(const ConvChain<T>&, int64_t, const ParallelFor&, void*);
+
+DDI_INSTANTIATE(float)
+DDI_INSTANTIATE(double)
+DDI_INSTANTIATE(half)
+DDI_INSTANTIATE(bf16)
+DDI_INSTANTIATE(int8_t)
 
 }  // namespace ddi

@@ -57,6 +57,8 @@ struct ConvPlan {
   Segment* segment;
   Cell* panels;
   Acc *bias, *scale;
+  int32_t* start;      // of integer sums, by compact panel
+  Acc* factor;         // of integer sums
   const Cell** panel;  // weights of each compact panel
   int64_t* panel_out;  // its first column in y, if direct_out
 
@@ -66,7 +68,7 @@ struct ConvPlan {
   int strips;
   bool whole_panels;                 // open outputs are whole panels
   bool compress;                     // panels are gathered into `panels`
-  bool ready;                        // and have been
+  bool ready;                        // panels have been gathered and summed up, if they must be
   bool listed;                       // tiles find the weights of each step through `row`
   bool direct_in;                    // tiles read x itself
   bool direct_out;                   // tiles write y itself
@@ -92,6 +94,10 @@ ConvPlan<T> make_conv_plan(const Conv2dShape& s, Arena& arena) {
   plan.panels = arena.take<typename Types<T>::Cell>(panels * steps * kLanes);
   plan.bias = arena.take<typename Types<T>::Acc>(panels * kLanes);
   plan.scale = arena.take<typename Types<T>::Acc>(panels * kLanes);
+  if (Types<T>::kInteger) {
+    plan.start = arena.take<int32_t>(panels * kLanes);
+    plan.factor = arena.take<typename Types<T>::Acc>(panels * kLanes);
+  }
   plan.panel = arena.take<const typename Types<T>::Cell*>(panels);
   plan.panel_out = arena.take<int64_t>(panels);
   return plan;
@@ -164,7 +170,15 @@ class ConvPlanner {
     return a_.packed + (group * ceil_div(co_, kLanes) + panel) * rows * kLanes;
   }
 
-  // Gathers one compact panel.
+  // Gathers one compact panel, and sums it up where that is needed.
+  void ready_panel(const ConvPlan<T>& p, int64_t panel) const {
+    if (p.compress) compress_panel(p, panel);
+    if constexpr (Types<T>::kInteger) {
+      micro<T>().sum_weights(p.panel[panel], p.segment, p.segments, p.start + panel * kLanes);
+    }
+  }
+
+ private:
   void compress_panel(const ConvPlan<T>& p, int64_t panel) const {
     const int64_t width = kLanes / p.strips, first = panel * width;
     const int64_t last = std::min(first + width, p.out.open);
@@ -188,7 +202,6 @@ class ConvPlanner {
     micro<T>().compress_panel(moves, n_moves, p.row, p.steps, p.panels + panel * p.steps * kLanes);
   }
 
- private:
   void list(ConvPlan<T>& p) const {
     const uint8_t* in = a_.in_open == nullptr ? nullptr : a_.in_open + p.sample * in_groups_;
     const uint8_t* out = a_.out_open == nullptr ? nullptr : a_.out_open + p.sample * out_groups_;
@@ -272,9 +285,9 @@ class ConvPlanner {
 
   void plan_panels(ConvPlan<T>& p) const {
     p.n_panels = ceil_div(p.out.open, kLanes / p.strips);
-    p.ready = !p.compress;
+    p.ready = !p.compress && !Types<T>::kInteger;
     p.direct_out = std::is_same<Acc, typename Types<T>::Out>::value && p.whole_panels &&
-                   p.strips == 1 && a_.channels_last && !a_.to_interior;
+                   p.strips == 1 && a_.channels_last && !a_.to_interior && a_.y != nullptr;
     p.to_stride = p.n_panels * kLanes / p.strips;
     for (int64_t k = 0; k < p.n_panels; ++k) {
       const int64_t source = p.whole_panels && p.strips == 1 ? p.out_index[k * kLanes] / kLanes : k;
@@ -300,10 +313,12 @@ class ConvPlanner {
     const int64_t first = p.group * co_, width = p.n_panels * kLanes / p.strips;
     const Acc* scale = a_.scale == nullptr ? nullptr : a_.scale + p.sample * out_groups_;
     std::fill_n(p.bias, p.n_panels * kLanes, Acc(0));
+    if (Types<T>::kInteger) std::fill_n(p.factor, p.n_panels * kLanes, Acc(0));
     if (scale != nullptr) std::fill_n(p.scale, p.n_panels * kLanes, Acc(0));
     for (int64_t j = 0; j < std::min(width, p.out.open); ++j) {
       const int64_t c = first + p.out_index[j];
       for (int64_t s = j * p.strips; s < (j + 1) * p.strips; ++s) {
+        if (Types<T>::kInteger) p.factor[s] = a_.factor[c];
         if (a_.bias != nullptr) p.bias[s] = a_.bias[c];
         if (scale != nullptr) p.scale[s] = scale[c / a_.out_group_size];
       }

@@ -17,10 +17,13 @@ class Ahead {
   using Cell = typename Types<T>::Cell;
 
  public:
-  void clear() { count_ = next_ = 0; }
+  void clear() {
+    count_ = next_ = 0;
+    last_ = nullptr;
+  }
 
   void add(const Cell* panel) {
-    if (count_ < kMost && (count_ == 0 || panels_[count_ - 1] != panel)) panels_[count_++] = panel;
+    if (count_ < kMost && panel != last_) panels_[count_++] = last_ = panel;
   }
 
   const Cell* next() { return next_ < count_ ? panels_[next_++] : nullptr; }
@@ -28,6 +31,7 @@ class Ahead {
  private:
   static constexpr int kMost = 8;
   const Cell* panels_[kMost];
+  const Cell* last_ = nullptr;
   int count_ = 0, next_ = 0;
 };
 
@@ -51,7 +55,7 @@ class Upcoming {
     for (; lines > 0 && at_ < end_; --lines, at_ += kLine) {
       if (open_ == nullptr || open_[channel_ / group_size_] != 0) __builtin_prefetch(at_, 0, 2);
       channel_ += kLine;
-      if (channel_ >= channels_) channel_ -= channels_;
+      while (channel_ >= channels_) channel_ -= channels_;
     }
   }
 

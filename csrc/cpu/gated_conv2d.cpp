@@ -22,9 +22,14 @@ void gated_conv2d(const GatedConv2d<T>& args, int64_t threads, const ParallelFor
   conv_chain(chain, threads, parallel_for, workspace);
 }
 
-template int64_t gated_conv2d_workspace_bytes<float>(const Conv2dShape&, int64_t);
-template int64_t gated_conv2d_workspace_bytes<double>(const Conv2dShape&, int64_t);
-template void gated_conv2d<float>(const GatedConv2d<float>&, int64_t, const ParallelFor&, void*);
-template void gated_conv2d<double>(const GatedConv2d<double>&, int64_t, const ParallelFor&, void*);
+#define DDI_INSTANTIATE(T)                                                       \
+  template int64_t gated_conv2d_workspace_bytes<T>(const Conv2dShape&, int64_t); \
+  template void gated_conv2d<T>(const GatedConv2d<T>&, int64_t, const ParallelFor&, void*);
+
+DDI_INSTANTIATE(float)
+DDI_INSTANTIATE(double)
+DDI_INSTANTIATE(half)
+DDI_INSTANTIATE(bf16)
+DDI_INSTANTIATE(int8_t)
 
 }  // namespace ddi

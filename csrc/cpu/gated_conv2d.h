@@ -35,11 +35,16 @@ struct GatedConv2d {
   int64_t in_group_size;
   const uint8_t* out_open;
   int64_t out_group_size;
+  const Acc* factor;    // [co] of integer sums, else nullptr
   const Acc* scale;     // by output group, or nullptr
   const Out* residual;  // laid out as y, or nullptr
   bool relu;
   bool channels_last;  // of y, which is dense: [n][h][w][c] or [n][c][h][w]
   Out* y;
+  // For integer sums y may be nullptr; then y_int8 takes its place, with y / y_scale rounded to
+  // nearest even and clamped.
+  int8_t* y_int8 = nullptr;
+  float y_scale = 1;
   // Inside a chain of convolutions (conv_chain.h) x may be what the one before wrote, and y what
   // the next one reads: of each sample the open channels only, [row][column][channel], inside the
   // zeros that the next one's padding asks for.

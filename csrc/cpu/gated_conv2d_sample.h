@@ -9,15 +9,19 @@
 // tiles and samples are divided cannot change a bit of the result.
 #pragma once
 
+#include "cells.h"
 #include "conv_plan.h"
 #include "conv_prefetch.h"
+#include "conv_result.h"
 
 namespace ddi {
 
 // Compact cells from contiguous channels.
 template <class T>
 void pack_cells(const T* src, int64_t channels, typename Types<T>::Cell* dst) {
-  std::copy(src, src + channels, dst);
+  for (int64_t i = 0; i < channels; i += Types<T>::kPack) {
+    *dst++ = pack_cell<T>(channels - i, [&](int64_t j) { return src[i + j]; });
+  }
 }
 
 constexpr int64_t kAheadBytes = 256 * 1024;  // weights of a sample that stay in L2 by themselves
@@ -42,11 +46,14 @@ struct BlockRoom {
     single = arena.take<Cell>(strips * single_stride);
     out = arena.take<Acc>(out_numel);
     single_out = arena.take<Acc>(out_numel + strips * 2 * kLanes);
+    expanded_numel = Types<T>::kInteger ? std::max<int64_t>(s.co, kBlockBytes / 16) : 0;
+    expanded = arena.take<Acc>(expanded_numel);
   }
 
   Cell *in, *single;
   Acc *out, *single_out;
-  int64_t single_stride, out_numel;
+  Acc* expanded;  // before it is quantized
+  int64_t single_stride, out_numel, expanded_numel;
 };
 
 template <class T>
@@ -138,12 +145,12 @@ class SampleConv {
   void copy_row(const ConvPlan<T>& p, int64_t y, Cell* dst) const {
     const int64_t side = s_.pad_w * p.cells;
     if (y < 0 || y >= s_.h) {
-      std::fill(dst, dst + (s_.w + 2 * s_.pad_w) * p.cells, Cell(0));
+      std::fill(dst, dst + (s_.w + 2 * s_.pad_w) * p.cells, Types<T>::kZero);
       return;
     }
     const int64_t channel = a_.x_stride[1], pixel = a_.x_stride[3];
     const T* src = x_at(p, y);
-    std::fill(dst, dst + side, Cell(0));
+    std::fill(dst, dst + side, Types<T>::kZero);
     dst += side;
     if (kSameIn && channel == 1 && pixel == ci_ && p.in.open == ci_) {
       std::memcpy(dst, src, s_.w * ci_ * sizeof(T));
@@ -155,7 +162,7 @@ class SampleConv {
       gather_strided(p, src, dst);
     }
     dst += s_.w * p.cells;
-    std::fill(dst, dst + side, Cell(0));
+    std::fill(dst, dst + side, Types<T>::kZero);
   }
 
   // A pixel at a time, made contiguous first.
@@ -215,9 +222,13 @@ class SampleConv {
     for (int64_t panel = 0; panel < p.n_panels; panel += width) {
       width = tile_panels(p, p.n_panels - panel);
       for (int v = 0; v < width; ++v) {
-        if (!p.ready) planner_.compress_panel(p, panel + v);
+        if (!p.ready) planner_.ready_panel(p, panel + v);
         tile.weight[v] = p.panel[panel + v];
         tile.out_at[v] = p.panel_out[panel + v];
+      }
+      if (Types<T>::kInteger) {
+        tile.start = p.start + panel * kLanes;
+        tile.factor = p.factor + panel * kLanes;
       }
       tile.bias = p.bias + panel * kLanes;
       tile.scale = a_.scale == nullptr ? nullptr : p.scale + panel * kLanes;
@@ -326,27 +337,10 @@ class SampleConv {
     }
     for (int64_t s = 0; s < p.strips; ++s) {
       const int64_t first = s * p.strip_rows + y0, last = std::min(s * p.strip_rows + y1, out_h_);
-      if (first < last) expand_rows(p, src + s * strip_stride, src_stride, first, last);
-    }
-  }
-
-  void expand_rows(const ConvPlan<T>& p, const Acc* src, int64_t src_stride, int64_t y0,
-                   int64_t y1) const {
-    const int64_t pixels = (y1 - y0) * out_w_, plane = out_h_ * out_w_, at = y_offset(p, y0);
-    Out* y = a_.y + at;
-    if (a_.channels_last) {
-      micro_.expand_pixels(src, src_stride, pixels, p.out, residual(at), a_.relu, s_.co, y);
-      return;
-    }
-    micro_.scatter_planes(src, src_stride, pixels, p.out, plane, residual(at), a_.relu, y);
-    for (int64_t c = 0; c < co_; ++c) {
-      if ((p.out_bits[c / kLanes] >> (c % kLanes)) & 1u) continue;
-      Out* dst = y + c * plane;
-      const Out* res = residual(at + c * plane);
-      for (int64_t i = 0; i < pixels; ++i) {
-        const Out v = res == nullptr ? Out(0) : res[i];
-        dst[i] = a_.relu && v < Out(0) ? Out(0) : v;
-      }
+      if (first >= last) continue;
+      const Result<T> result = {src + s * strip_stride, src_stride, (last - first) * out_w_,
+                                y_offset(p, first)};
+      write_result(a_, p, result, room.expanded, room.expanded_numel);
     }
   }
 

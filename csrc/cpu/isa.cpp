@@ -13,7 +13,7 @@
 namespace ddi {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
 
 #if defined(__x86_64__)
 bool bit(unsigned word, int position) { return (word >> position) & 1u; }
@@ -29,14 +29,18 @@ unsigned saved_states() {
 Isa detect() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return Isa::kScalar;
-  const bool fma = bit(c, 12), osxsave = bit(c, 27), avx = bit(c, 28);
-  if (!osxsave || !avx || !fma) return Isa::kScalar;
+  const bool fma = bit(c, 12), osxsave = bit(c, 27), avx = bit(c, 28), f16c = bit(c, 29);
+  if (!osxsave || !avx || !fma || !f16c) return Isa::kScalar;
   constexpr unsigned kYmmStates = 0x06, kZmmStates = 0xe6;
   const unsigned states = saved_states();
   if ((states & kYmmStates) != kYmmStates) return Isa::kScalar;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !bit(b, 5)) return Isa::kScalar;
   const bool avx512 = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);  // F, DQ, BW, VL
-  return avx512 && (states & kZmmStates) == kZmmStates ? Isa::kAvx512 : Isa::kAvx2;
+  const bool vnni = bit(c, 11);
+  if (!avx512 || (states & kZmmStates) != kZmmStates) return Isa::kAvx2;
+  if (!vnni) return Isa::kAvx512;
+  const bool bf16 = __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5);
+  return bf16 ? Isa::kAvx512Bf16 : Isa::kAvx512Vnni;
 }
 #else
 Isa detect() { return Isa::kScalar; }
@@ -79,8 +83,10 @@ const char* rejected_isa_env() {
 
 const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
+const char* isa_names() { return "scalar, avx2, avx512, avx512_vnni or avx512_bf16"; }
+
 bool parse_isa(const char* name, Isa* isa) {
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i <= static_cast<int>(Isa::kAvx512Bf16); ++i) {
     if (std::strcmp(name, kNames[i]) == 0) {
       *isa = static_cast<Isa>(i);
       return true;

@@ -6,7 +6,8 @@
 namespace ddi {
 
 // Ordered: a machine that has a level has all levels below it.
-enum class Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
+// kAvx512 is F, BW, DQ and VL; kAvx512Vnni adds dot products of bytes, kAvx512Bf16 of bfloat16.
+enum class Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3, kAvx512Bf16 = 4 };
 
 // What processor and operating system support.
 Isa detected_isa();
@@ -25,7 +26,10 @@ const char* rejected_isa_env();
 
 const char* isa_name(Isa isa);
 
-// False, leaving `isa` alone, if `name` is not one of "scalar", "avx2", "avx512".
+// "scalar, avx2, ...", for messages.
+const char* isa_names();
+
+// False, leaving `isa` alone, if `name` is none of isa_names().
 bool parse_isa(const char* name, Isa* isa);
 
 }  // namespace ddi

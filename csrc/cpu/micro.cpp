@@ -6,23 +6,72 @@
 namespace ddi {
 
 template <>
-const Micro<float>& micro<float>() {
+const Micro<double>& micro<double>() {
+  return kScalarF64;
+}
+
 #if defined(__x86_64__)
+namespace {
+
+// A level without a table of its own has that of the level below.
+template <class M>
+const M& pick(const M& scalar, const M& avx2, const M& avx512, const M& vnni, const M& bf16) {
   switch (current_isa()) {
+    case Isa::kAvx512Bf16:
+      return bf16;
+    case Isa::kAvx512Vnni:
+      return vnni;
     case Isa::kAvx512:
-      return kAvx512F32;
+      return avx512;
     case Isa::kAvx2:
-      return kAvx2F32;
+      return avx2;
     case Isa::kScalar:
       break;
   }
-#endif
+  return scalar;
+}
+
+}  // namespace
+
+template <>
+const Micro<float>& micro<float>() {
+  return pick(kScalarF32, kAvx2F32, kAvx512F32, kAvx512F32, kAvx512F32);
+}
+
+template <>
+const Micro<half>& micro<half>() {
+  return pick(kScalarF16, kAvx2F16, kAvx512F16, kAvx512F16, kAvx512F16);
+}
+
+template <>
+const Micro<bf16>& micro<bf16>() {
+  return pick(kScalarBf16, kAvx2Bf16, kAvx512Bf16, kAvx512Bf16, kAvx512DotBf16);
+}
+
+template <>
+const Micro<int8_t>& micro<int8_t>() {
+  return pick(kScalarInt8, kAvx2Int8, kAvx2Int8, kAvx512Int8, kAvx512Int8);
+}
+#else
+template <>
+const Micro<float>& micro<float>() {
   return kScalarF32;
 }
 
 template <>
-const Micro<double>& micro<double>() {
-  return kScalarF64;
+const Micro<half>& micro<half>() {
+  return kScalarF16;
 }
+
+template <>
+const Micro<bf16>& micro<bf16>() {
+  return kScalarBf16;
+}
+
+template <>
+const Micro<int8_t>& micro<int8_t>() {
+  return kScalarInt8;
+}
+#endif
 
 }  // namespace ddi

@@ -11,6 +11,8 @@
 
 #include <cstdint>
 
+#include "dtypes.h"
+
 namespace ddi {
 
 constexpr int kLanes = 16;
@@ -19,13 +21,49 @@ constexpr int kPrefetchRows = 16;  // how far ahead weight rows are fetched
 
 // What a kernel for x of type T computes with. A cell is the unit of compact activations and of
 // weights: one channel, or as many neighbouring ones as an instruction multiplies and adds at once.
-// A panel row is kLanes cells; channels beyond the last are zero.
+// A panel row is kLanes cells; channels beyond the last have weights of zero.
 template <class T>
 struct Types {
   using Cell = T;
-  using Acc = T;                   // of sums, bias, scale and compact results
-  using Out = T;                   // of residual and y
-  static constexpr int kPack = 1;  // channels of a cell
+  using Acc = T;                           // of sums, bias, scale and compact results
+  using Out = T;                           // of residual and y
+  static constexpr int kPack = 1;          // channels of a cell
+  static constexpr Cell kZero = 0;         // activations that are zero
+  static constexpr bool kInteger = false;  // sums are int32 until they are multiplied by a factor
+};
+
+// Converted on the way in: the inner loop is that of float.
+template <>
+struct Types<half> {
+  using Cell = float;
+  using Acc = float;
+  using Out = half;
+  static constexpr int kPack = 1;
+  static constexpr Cell kZero = 0;
+  static constexpr bool kInteger = false;
+};
+
+// Pairs, the first channel in the lower half.
+template <>
+struct Types<bf16> {
+  using Cell = uint32_t;
+  using Acc = float;
+  using Out = bf16;
+  static constexpr int kPack = 2;
+  static constexpr Cell kZero = 0;
+  static constexpr bool kInteger = false;
+};
+
+// Four channels, the first in the lowest byte. Weights are signed; activations are unsigned, 128
+// more than they mean, because that is what processors multiply. Sums start at what takes it back.
+template <>
+struct Types<int8_t> {
+  using Cell = uint32_t;
+  using Acc = float;
+  using Out = float;
+  static constexpr int kPack = 4;
+  static constexpr Cell kZero = 0x80808080u;
+  static constexpr bool kInteger = true;
 };
 
 // The open channels of one sample.
@@ -46,10 +84,8 @@ struct Segment {
 
 // One register tile: two runs of equally many pixels (a single run of an odd number is cut in the
 // middle, the first half longer) times up to kMaxPanels weight panels.
-template <class T>
-struct ConvTile {
-  using Cell = typename Types<T>::Cell;
-  using Acc = typename Types<T>::Acc;
+template <class Cell, class Acc>
+struct ConvTileOf {
   const Cell* in[2];     // window of the first pixel of each run
   int64_t pixel_stride;  // from one output pixel's window to the next
   const Segment* segment;
@@ -60,6 +96,8 @@ struct ConvTile {
   const Cell* ahead;
   const int32_t* ahead_row;
   const Cell* weight[kMaxPanels];
+  const int32_t* start;    // [panels * kLanes], of integer sums
+  const Acc* factor;       // [panels * kLanes], of integer sums
   const Acc* bias;         // [panels * kLanes]
   const Acc* scale;        // [panels * kLanes] or nullptr
   const Acc* residual[2];  // laid out as `out`, or nullptr
@@ -70,13 +108,19 @@ struct ConvTile {
   bool relu;                   // keeps NaN, like torch
 };
 
-// The lanes of a compressed panel that come from one packed panel.
 template <class T>
-struct PanelMove {
-  const typename Types<T>::Cell* src;  // the packed panel
-  uint32_t mask;                       // lanes of the compressed panel to fill
-  int32_t from[kLanes];                // by lane: the column of src
+using ConvTile = ConvTileOf<typename Types<T>::Cell, typename Types<T>::Acc>;
+
+// The lanes of a compressed panel that come from one packed panel.
+template <class Cell>
+struct PanelMoveOf {
+  const Cell* src;       // the packed panel
+  uint32_t mask;         // lanes of the compressed panel to fill
+  int32_t from[kLanes];  // by lane: the column of src
 };
+
+template <class T>
+using PanelMove = PanelMoveOf<typename Types<T>::Cell>;
 
 template <class T>
 struct Micro {
@@ -127,13 +171,35 @@ struct Micro {
   // sum[channels] = over channel-contiguous pixels, in a fixed order.
   void (*sum_pixels)(const Out* src, int64_t pixel_stride, int64_t pixels, int64_t channels,
                      Acc* sum);
+
+  // For integer sums, else nullptr: start[kLanes] of a panel with these segments, -128 times the
+  // sum of its weights.
+  void (*sum_weights)(const uint32_t* panel, const Segment* segment, int64_t segments,
+                      int32_t* start);
+
+  // For integer sums, else nullptr: dst = src / scale, rounded to nearest even and clamped; NaN
+  // becomes 0.
+  void (*quantize)(const float* src, int64_t count, float scale, int8_t* dst);
 };
 
 extern const Micro<float> kScalarF32;
 extern const Micro<double> kScalarF64;
+extern const Micro<half> kScalarF16;
+extern const Micro<bf16> kScalarBf16;
+extern const Micro<int8_t> kScalarInt8;
 #if defined(__x86_64__)
 extern const Micro<float> kAvx2F32;
+extern const Micro<half> kAvx2F16;
+extern const Micro<bf16> kAvx2Bf16;
+extern const Micro<int8_t> kAvx2Int8;
 extern const Micro<float> kAvx512F32;
+extern const Micro<half> kAvx512F16;
+extern const Micro<bf16> kAvx512Bf16;
+extern const Micro<int8_t> kAvx512Int8;   // with VNNI
+extern const Micro<bf16> kAvx512DotBf16;  // with AVX512-BF16
+
+// The tile of kAvx512DotBf16, which has the rest from kAvx512Bf16.
+void conv_tile_dot_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips);
 #endif
 
 // The table for current_isa(); float64 is always scalar.

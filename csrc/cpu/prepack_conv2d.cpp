@@ -2,21 +2,36 @@
 // independent, so they are shared among the threads.
 #include "prepack_conv2d.h"
 
-#include "micro.h"
+#include "cells.h"
 
 namespace ddi {
 namespace {
 
+// Input channel `first` and those that share its cell, of one output channel at one tap.
 template <class T>
-void pack_panel(const PrepackConv2d<T>& args, int64_t panel, T* dst) {
-  const int64_t first = panel * kLanes;
-  const int64_t columns = args.co - first < kLanes ? args.co - first : kLanes;
+typename Types<T>::Cell weight_cell(const PrepackConv2d<T>& args, const T* src, int64_t first) {
+  if constexpr (Types<T>::kPack == 1) {
+    return to_float(src[first * args.stride[1]]);
+  } else {
+    typename Types<T>::Cell cell = 0;
+    for (int64_t j = 0; j < std::min<int64_t>(args.ci - first, Types<T>::kPack); ++j) {
+      cell |= channel_bits(src[(first + j) * args.stride[1]]) << (32 / Types<T>::kPack * j);
+    }
+    return cell;
+  }
+}
+
+template <class T>
+void pack_panel(const PrepackConv2d<T>& args, int64_t panel, typename Types<T>::Cell* dst) {
+  const int64_t first = panel * kLanes, columns = std::min<int64_t>(args.co - first, kLanes);
   for (int64_t y = 0; y < args.kh; ++y) {
     for (int64_t x = 0; x < args.kw; ++x) {
-      for (int64_t i = 0; i < args.ci; ++i, dst += kLanes) {
-        const T* src = args.weight + first * args.stride[0] + i * args.stride[1] +
-                       y * args.stride[2] + x * args.stride[3];
-        for (int64_t l = 0; l < kLanes; ++l) dst[l] = l < columns ? src[l * args.stride[0]] : T(0);
+      const T* src = args.weight + first * args.stride[0] + y * args.stride[2] + x * args.stride[3];
+      for (int64_t i = 0; i < args.ci; i += Types<T>::kPack, dst += kLanes) {
+        for (int64_t l = 0; l < columns; ++l) {
+          dst[l] = weight_cell(args, src + l * args.stride[0], i);
+        }
+        std::fill(dst + columns, dst + kLanes, typename Types<T>::Cell(0));
       }
     }
   }
@@ -24,18 +39,22 @@ void pack_panel(const PrepackConv2d<T>& args, int64_t panel, T* dst) {
 
 }  // namespace
 
-int64_t prepack_conv2d_numel(int64_t co, int64_t ci, int64_t kh, int64_t kw) {
-  return (co + kLanes - 1) / kLanes * kLanes * kh * kw * ci;
-}
-
 template <class T>
-void prepack_conv2d(const PrepackConv2d<T>& args, const ParallelFor& parallel_for, T* packed) {
+void prepack_conv2d(const PrepackConv2d<T>& args, const ParallelFor& parallel_for,
+                    typename Types<T>::Cell* packed) {
   const int64_t panels = (args.co + kLanes - 1) / kLanes;
-  const int64_t panel_numel = args.kh * args.kw * args.ci * kLanes;
-  parallel_for(panels, [&](int64_t p) { pack_panel(args, p, packed + p * panel_numel); });
+  const int64_t panel_cells =
+      prepack_conv2d_numel<T>(1, args.ci, args.kh, args.kw) / Types<T>::kPack;
+  parallel_for(panels, [&](int64_t p) { pack_panel(args, p, packed + p * panel_cells); });
 }
 
-template void prepack_conv2d<float>(const PrepackConv2d<float>&, const ParallelFor&, float*);
-template void prepack_conv2d<double>(const PrepackConv2d<double>&, const ParallelFor&, double*);
+#define DDI_INSTANTIATE(T) \
+  template void prepack_conv2d<T>(const PrepackConv2d<T>&, const ParallelFor&, Types<T>::Cell*);
+
+DDI_INSTANTIATE(float)
+DDI_INSTANTIATE(double)
+DDI_INSTANTIATE(half)
+DDI_INSTANTIATE(bf16)
+DDI_INSTANTIATE(int8_t)
 
 }  // namespace ddi

@@ -64,7 +64,7 @@ inline void check_shape(const char* op, const char* name, const Tensor& t,
   STD_TORCH_CHECK(same, op, ": ", name, " has shape ", shape_of(t), "; expected ", shape_of(sizes));
 }
 
-// float32 or float64: what the kernels are written for.
+// float32 or float64: what most kernels are written for.
 inline void check_real(const char* op, const char* name, const Tensor& t) {
   const ScalarType dtype = t.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op, ": ", name,
@@ -72,6 +72,10 @@ inline void check_real(const char* op, const char* name, const Tensor& t) {
                   "; the native CPU kernel takes float32 and float64, others go through "
                   "ddi_kernels.",
                   op, ", which uses the reference for them");
+}
+
+inline bool is_half(ScalarType dtype) {
+  return dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
 }
 
 // Whether dimensions from `first` on are dense, those listed varying fastest first.
@@ -100,8 +104,8 @@ inline Tensor as_dense(const Tensor& t, MemoryFormat format) {
   return is_dense(t, format) ? t : torch::stable::contiguous(t, format);
 }
 
-// An unwritten CPU tensor of like's dtype, of bool or of int32. Straight through the C shim:
-// torch::stable::empty looks its operator up by name, which takes longer than a small gate.
+// An unwritten CPU tensor of like's dtype, of bool, int32, int8 or float32. Straight through the C
+// shim: torch::stable::empty looks its operator up by name, which takes longer than a small gate.
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
                          MemoryFormat format = MemoryFormat::Contiguous) {
   const int64_t dims = static_cast<int64_t>(sizes.size());
@@ -116,7 +120,10 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, 
   } else {
     for (int64_t d = dims - 1; d >= 0; --d) place(d);
   }
-  int32_t code = dtype == ScalarType::Bool ? aoti_torch_dtype_bool() : aoti_torch_dtype_int32();
+  int32_t code = dtype == ScalarType::Bool    ? aoti_torch_dtype_bool()
+                 : dtype == ScalarType::Char  ? aoti_torch_dtype_int8()
+                 : dtype == ScalarType::Float ? aoti_torch_dtype_float32()
+                                              : aoti_torch_dtype_int32();
   if (dtype == like.scalar_type()) TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &code));
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.data(), strides.data(), code,

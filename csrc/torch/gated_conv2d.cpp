@@ -1,10 +1,12 @@
 // ddi::gated_conv2d for the CPU: checks, allocation, registration. The batch may have any strides;
-// masks, scale and bias are small and made contiguous, a residual takes the output's layout.
+// masks, scale and bias are small and made contiguous and float32 (or float64), a residual takes
+// the output's layout.
 #include "../cpu/gated_conv2d.h"
 
-#include <limits>
+#include <type_traits>
+#include <vector>
 
-#include "../cpu/prepack_conv2d.h"
+#include "conv2d_args.h"
 #include "prepack_conv2d.h"
 
 namespace ddi {
@@ -19,90 +21,23 @@ struct Inputs {
   bool relu;
 };
 
-void check_pair(const char* name, const std::vector<int64_t>& pair, int64_t least) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  STD_TORCH_CHECK(pair.size() == 2, kOp, ": ", name, " has ", pair.size(),
-                  " entries; expected 2, for height and width");
-  for (int64_t v : pair) {
-    STD_TORCH_CHECK(v >= least && v <= kMost, kOp, ": ", name, " is ", shape_of(pair),
-                    "; expected entries of at least ", least, " and less than 2^31");
-  }
-}
-
-Conv2dShape check_sizes(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
-                        const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                        int64_t groups) {
-  check_dim(kOp, "x", x, 4, "[N, Ci, H, W]");
-  check_dim(kOp, "weight", weight, 4, "[Co, Ci / groups, kh, kw]");
-  check_pair("stride", stride, 1);
-  check_pair("padding", padding, 0);
-  check_pair("dilation", dilation, 1);
-  STD_TORCH_CHECK(groups == 1, kOp, ": groups is ", groups,
-                  "; the native CPU kernel takes groups = 1, others go through "
-                  "ddi_kernels.gated_conv2d, which uses the reference for them");
-  for (int64_t d = 0; d < 4; ++d) {
-    constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1;
-    STD_TORCH_CHECK(weight.size(d) >= 1 && weight.size(d) <= kMost, kOp, ": weight has shape ",
-                    shape_of(weight), "; every dimension must be at least 1 and less than 2^31");
-    STD_TORCH_CHECK(x.size(d) >= (d == 0 ? 0 : 1) && x.size(d) <= kMost, kOp, ": x has shape ",
-                    shape_of(x),
-                    "; every dimension but the batch must be at least 1, all less "
-                    "than 2^31");
-  }
-  STD_TORCH_CHECK(x.size(1) == weight.size(1), kOp, ": x has ", x.size(1), " channels (shape ",
-                  shape_of(x), "), but weight has shape ", shape_of(weight),
-                  "; expected Ci to agree");
-  const Conv2dShape s = {x.size(0),      x.size(1),      x.size(2),  x.size(3), weight.size(0),
-                         weight.size(2), weight.size(3), stride[0],  stride[1], padding[0],
-                         padding[1],     dilation[0],    dilation[1]};
-  STD_TORCH_CHECK(s.h + 2 * s.pad_h > s.dilation_h * (s.kh - 1) &&
-                      s.w + 2 * s.pad_w > s.dilation_w * (s.kw - 1),
-                  kOp, ": the kernel, ", shape_of({s.kh, s.kw}), " with dilation ",
-                  shape_of(dilation), ", is larger than the padded input, ",
-                  shape_of({s.h + 2 * s.pad_h, s.w + 2 * s.pad_w}));
-  // In floating point, where sizes near the limits of int64_t cannot wrap around.
-  const double outputs = static_cast<double>(s.n) * s.co * s.out_h() * s.out_w();
-  STD_TORCH_CHECK(outputs < 1e15, kOp, ": the output would have shape ",
-                  shape_of({s.n, s.co, s.out_h(), s.out_w()}),
-                  ", more than any machine holds; check padding, which is ", shape_of(padding));
-  return s;
-}
-
-// A mask or a scale: one entry per sample and group of channels. Returned contiguous.
-OptionalTensor check_by_group(const char* name, const OptionalTensor& t, ScalarType dtype,
-                              int64_t samples, int64_t channels, int64_t group_size) {
-  if (!t.has_value()) return std::nullopt;
-  check_cpu(kOp, name, *t);
-  check_dtype(kOp, name, *t, dtype);
-  check_shape(kOp, name, *t, {samples, (channels - 1) / group_size + 1});
-  return as_dense(*t, MemoryFormat::Contiguous);
-}
-
 void check_tensors(Inputs& in, const Conv2dShape& s, MemoryFormat format) {
-  check_real(kOp, "x", in.x);
   const ScalarType dtype = in.x.scalar_type();
+  if (!is_half(dtype)) check_real(kOp, "x", in.x);
   check_cpu(kOp, "x", in.x);
   check_cpu(kOp, "weight", in.weight);
   check_dtype(kOp, "weight", in.weight, dtype);
   STD_TORCH_CHECK(in.in_group_size >= 1 && in.out_group_size >= 1, kOp,
                   ": in_group_size and out_group_size are ", in.in_group_size, " and ",
                   in.out_group_size, "; expected at least 1");
-  if (in.bias.has_value()) {
-    check_cpu(kOp, "bias", *in.bias);
-    check_dtype(kOp, "bias", *in.bias, dtype);
-    check_shape(kOp, "bias", *in.bias, {s.co});
-    in.bias = as_dense(*in.bias, MemoryFormat::Contiguous);
-  }
-  if (in.packed.has_value()) {
-    check_cpu(kOp, "packed", *in.packed);
-    check_dtype(kOp, "packed", *in.packed, dtype);
-    check_shape(kOp, "packed", *in.packed, {prepack_conv2d_numel(s.co, s.ci, s.kh, s.kw)});
-    in.packed = as_dense(*in.packed, MemoryFormat::Contiguous);
-  }
-  in.in_mask = check_by_group("in_mask", in.in_mask, ScalarType::Bool, s.n, s.ci, in.in_group_size);
-  in.out_mask =
-      check_by_group("out_mask", in.out_mask, ScalarType::Bool, s.n, s.co, in.out_group_size);
-  in.scale = check_by_group("scale", in.scale, dtype, s.n, s.co, in.out_group_size);
+  const auto gates_in = gates_shape(s.n, s.ci, in.in_group_size);
+  const auto gates_out = gates_shape(s.n, s.co, in.out_group_size);
+  in.bias = check_dense(kOp, "bias", in.bias, dtype, {s.co});
+  in.packed = check_dense(kOp, "packed", in.packed, packed_dtype(dtype),
+                          {packed_conv2d_numel(dtype, s.co, s.ci, s.kh, s.kw)});
+  in.in_mask = check_dense(kOp, "in_mask", in.in_mask, ScalarType::Bool, gates_in);
+  in.out_mask = check_dense(kOp, "out_mask", in.out_mask, ScalarType::Bool, gates_out);
+  in.scale = check_dense(kOp, "scale", in.scale, dtype, gates_out);
   if (in.residual.has_value()) {
     check_cpu(kOp, "residual", *in.residual);
     check_dtype(kOp, "residual", *in.residual, dtype);
@@ -111,29 +46,49 @@ void check_tensors(Inputs& in, const Conv2dShape& s, MemoryFormat format) {
   }
 }
 
+// Small operands in the dtype of x, as what the driver computes with.
 template <class T>
-const T* data(const OptionalTensor& t) {
-  return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
-}
+class Widened {
+  using Acc = typename Types<T>::Acc;
+
+ public:
+  explicit Widened(const OptionalTensor& t) : data_(data<Acc>(t)) {
+    if constexpr (!std::is_same<T, Acc>::value) {
+      if (!t.has_value()) return;
+      const T* src = data<T>(t);
+      values_.resize(static_cast<size_t>(t->numel()));
+      for (size_t i = 0; i < values_.size(); ++i) values_[i] = to_float(src[i]);
+      data_ = values_.data();
+    }
+  }
+
+  const Acc* get() const { return data_; }
+
+ private:
+  std::vector<Acc> values_;
+  const Acc* data_;
+};
 
 template <class T>
 void run(const Inputs& in, const Conv2dShape& s, MemoryFormat format, Tensor& y) {
   const Tensor& x = in.x;
+  const Widened<T> bias(in.bias), scale(in.scale);
   const GatedConv2d<T> args = {
       s,
-      x.const_data_ptr<T>(),
+      static_cast<const T*>(x.const_data_ptr()),
       {x.stride(0), x.stride(1), x.stride(2), x.stride(3)},
-      data<T>(in.packed),
-      data<T>(in.bias),
+      data<typename Types<T>::Cell>(in.packed),
+      bias.get(),
       data<uint8_t>(in.in_mask),
       in.in_group_size,
       data<uint8_t>(in.out_mask),
       in.out_group_size,
-      data<T>(in.scale),
+      nullptr,
+      scale.get(),
       data<T>(in.residual),
       in.relu,
       format == MemoryFormat::ChannelsLast,
-      y.mutable_data_ptr<T>(),
+      static_cast<T*>(y.mutable_data_ptr()),
   };
   const int64_t threads = torch::stable::get_num_threads();
   with_workspace(kOp, gated_conv2d_workspace_bytes<T>(s, threads), [&](void* workspace) {
@@ -147,7 +102,7 @@ Tensor gated_conv2d_cpu(const Tensor& x, const Tensor& weight, const OptionalTen
                         const OptionalTensor& residual, const std::vector<int64_t>& stride,
                         const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                         int64_t groups, int64_t in_group_size, int64_t out_group_size, bool relu) {
-  const Conv2dShape s = check_sizes(x, weight, stride, padding, dilation, groups);
+  const Conv2dShape s = check_conv2d(kOp, x, weight, stride, padding, dilation, groups);
   Inputs in = {x,     weight,   bias,          packed,         in_mask, out_mask,
                scale, residual, in_group_size, out_group_size, relu};
   const MemoryFormat format = format_of(x);
@@ -155,10 +110,18 @@ Tensor gated_conv2d_cpu(const Tensor& x, const Tensor& weight, const OptionalTen
   Tensor y = new_tensor(x, {s.n, s.co, s.out_h(), s.out_w()}, x.scalar_type(), format);
   if (s.n == 0) return y;
   if (!in.packed.has_value()) in.packed = prepack_conv2d_cpu(weight, groups);
-  if (x.scalar_type() == ScalarType::Float) {
-    run<float>(in, s, format, y);
-  } else {
-    run<double>(in, s, format, y);
+  switch (x.scalar_type()) {
+    case ScalarType::Half:
+      run<half>(in, s, format, y);
+      break;
+    case ScalarType::BFloat16:
+      run<bf16>(in, s, format, y);
+      break;
+    case ScalarType::Float:
+      run<float>(in, s, format, y);
+      break;
+    default:
+      run<double>(in, s, format, y);
   }
   return y;
 }

@@ -15,8 +15,8 @@ bool warn_of_rejected_env() {
   const char* value = ddi::rejected_isa_env();
   return value == nullptr ||
          PyErr_WarnFormat(PyExc_RuntimeWarning, 1,
-                          "DDI_CPU_ISA='%s' is ignored: expected scalar, avx2 or avx512; using %s",
-                          value, ddi::isa_name(ddi::current_isa())) == 0;
+                          "DDI_CPU_ISA='%s' is ignored: expected %s; using %s", value,
+                          ddi::isa_names(), ddi::isa_name(ddi::current_isa())) == 0;
 }
 
 PyObject* cpu_isa(PyObject*, PyObject*) { return name_of(ddi::current_isa()); }
@@ -32,9 +32,8 @@ PyObject* set_cpu_isa(PyObject*, PyObject* name) {
   if (text == nullptr) return nullptr;
   ddi::Isa isa;
   if (!ddi::parse_isa(text, &isa)) {
-    return PyErr_Format(PyExc_ValueError,
-                        "set_cpu_isa: name is '%s'; expected 'scalar', 'avx2', 'avx512' or None",
-                        text);
+    return PyErr_Format(PyExc_ValueError, "set_cpu_isa: name is '%s'; expected %s, or None", text,
+                        ddi::isa_names());
   }
   if (isa > ddi::detected_isa()) {
     return PyErr_Format(PyExc_ValueError,
@@ -47,7 +46,8 @@ PyObject* set_cpu_isa(PyObject*, PyObject* name) {
 
 PyMethodDef kMethods[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS,
-     "cpu_isa() -> str\n\nThe instruction set in force: 'scalar', 'avx2' or 'avx512'."},
+     "cpu_isa() -> str\n\nThe instruction set in force: 'scalar', 'avx2', 'avx512', 'avx512_vnni' "
+     "or 'avx512_bf16'."},
     {"detected_cpu_isa", detected_cpu_isa, METH_NOARGS,
      "detected_cpu_isa() -> str\n\nWhat processor and operating system support."},
     {"set_cpu_isa", set_cpu_isa, METH_O,

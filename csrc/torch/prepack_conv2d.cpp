@@ -13,28 +13,51 @@ void pack(const Tensor& weight, Tensor& packed) {
       weight.size(1),
       weight.size(2),
       weight.size(3),
-      weight.const_data_ptr<T>(),
+      static_cast<const T*>(weight.const_data_ptr()),
       {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)}};
-  prepack_conv2d<T>(args, parallel_tasks, packed.mutable_data_ptr<T>());
+  prepack_conv2d<T>(args, parallel_tasks,
+                    static_cast<typename Types<T>::Cell*>(packed.mutable_data_ptr()));
 }
 
 }  // namespace
 
+ScalarType packed_dtype(ScalarType weight) {
+  return weight == ScalarType::Half ? ScalarType::Float : weight;
+}
+
+int64_t packed_conv2d_numel(ScalarType weight, int64_t co, int64_t ci, int64_t kh, int64_t kw) {
+  if (weight == ScalarType::BFloat16) return prepack_conv2d_numel<bf16>(co, ci, kh, kw);
+  if (weight == ScalarType::Char) return prepack_conv2d_numel<int8_t>(co, ci, kh, kw);
+  return prepack_conv2d_numel<float>(co, ci, kh, kw);
+}
+
 Tensor prepack_conv2d_cpu(const Tensor& weight, int64_t groups) {
   constexpr const char* kOp = "prepack_conv2d";
   check_dim(kOp, "weight", weight, 4, "[Co, Ci / groups, kh, kw]");
-  check_real(kOp, "weight", weight);
+  const ScalarType dtype = weight.scalar_type();
+  if (!is_half(dtype) && dtype != ScalarType::Char) check_real(kOp, "weight", weight);
   STD_TORCH_CHECK(groups == 1, kOp, ": groups is ", groups,
                   "; the native CPU kernel takes groups = 1, leave the weight unpacked otherwise");
   STD_TORCH_CHECK(weight.numel() > 0, kOp, ": weight has shape ", shape_of(weight),
                   "; no dimension may be 0");
   const int64_t numel =
-      prepack_conv2d_numel(weight.size(0), weight.size(1), weight.size(2), weight.size(3));
-  Tensor packed = new_tensor(weight, {numel}, weight.scalar_type());
-  if (weight.scalar_type() == ScalarType::Float) {
-    pack<float>(weight, packed);
-  } else {
-    pack<double>(weight, packed);
+      packed_conv2d_numel(dtype, weight.size(0), weight.size(1), weight.size(2), weight.size(3));
+  Tensor packed = new_tensor(weight, {numel}, packed_dtype(dtype));
+  switch (dtype) {
+    case ScalarType::Half:
+      pack<half>(weight, packed);
+      break;
+    case ScalarType::BFloat16:
+      pack<bf16>(weight, packed);
+      break;
+    case ScalarType::Char:
+      pack<int8_t>(weight, packed);
+      break;
+    case ScalarType::Float:
+      pack<float>(weight, packed);
+      break;
+    default:
+      pack<double>(weight, packed);
   }
   return packed;
 }

@@ -8,6 +8,7 @@
 #include <limits>
 #include <random>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "gated_conv2d.h"
@@ -22,12 +23,37 @@ int64_t pick(std::initializer_list<int64_t> values) {
   return values.begin()[generator() % values.size()];
 }
 
+// Any int8, else numbers between -1 and 1.
 template <class T>
 std::vector<T> random_values(int64_t count) {
-  std::uniform_real_distribution<T> value(-1, 1);
+  std::uniform_real_distribution<double> value(-1, 1);
   std::vector<T> v(count);
-  for (T& element : v) element = value(generator);
+  for (T& element : v) {
+    if constexpr (std::is_same<T, int8_t>::value) {
+      element = static_cast<int8_t>(generator() % 256);
+    } else {
+      using Wide = decltype(ddi::to_float(element));
+      ddi::round_to(static_cast<Wide>(value(generator)), &element);
+    }
+  }
   return v;
+}
+
+double number(double v) { return v; }
+double number(ddi::half v) { return ddi::to_float(v); }
+double number(ddi::bf16 v) { return ddi::to_float(v); }
+
+// What no kernel may use.
+template <class T>
+T poison() {
+  if constexpr (std::is_same<T, int8_t>::value) {
+    return 99;
+  } else {
+    T nan;
+    using Wide = decltype(ddi::to_float(nan));
+    ddi::round_to(std::numeric_limits<Wide>::quiet_NaN(), &nan);
+    return nan;
+  }
 }
 
 std::vector<uint8_t> random_mask(int64_t count) {
@@ -53,7 +79,11 @@ struct Case {
   int64_t in_group, out_group;
   bool channels_last, relu;
   std::vector<uint8_t> in_open, out_open;
-  std::vector<T> x, weight, packed, bias, scale, residual;
+  using Acc = typename ddi::Types<T>::Acc;
+  std::vector<T> x, weight;
+  std::vector<typename ddi::Types<T>::Cell> packed;
+  std::vector<Acc> bias, factor, scale;
+  std::vector<typename ddi::Types<T>::Out> residual;
 
   int64_t at(int64_t n, int64_t c, int64_t y, int64_t x_, int64_t channels, int64_t h,
              int64_t w) const {
@@ -93,18 +123,21 @@ Case<T> random_case() {
   c.out_open = random_mask(s.n * groups(s.co, c.out_group));
   c.x = random_values<T>(s.n * s.ci * s.h * s.w);
   c.weight = random_values<T>(s.co * s.ci * s.kh * s.kw);
-  if (pick({0, 1})) c.bias = random_values<T>(s.co);
-  if (pick({0, 1})) c.scale = random_values<T>(c.out_open.size());
-  if (pick({0, 1})) c.residual = random_values<T>(s.n * s.co * s.out_h() * s.out_w());
+  using Acc = typename ddi::Types<T>::Acc;
+  using Out = typename ddi::Types<T>::Out;
+  if (ddi::Types<T>::kInteger) c.factor.assign(s.co, Acc(1) / (1 << 14));
+  if (pick({0, 1})) c.bias = random_values<Acc>(s.co);
+  if (pick({0, 1})) c.scale = random_values<Acc>(c.out_open.size());
+  if (pick({0, 1})) c.residual = random_values<Out>(s.n * s.co * s.out_h() * s.out_w());
   for (int64_t n = 0; n < s.n; ++n) {
     for (int64_t i = 0; i < s.ci; ++i) {
       if (c.in_open[n * groups(s.ci, c.in_group) + i / c.in_group]) continue;
       for (int64_t p = 0; p < s.h * s.w; ++p) {
-        c.x[c.at(n, i, p / s.w, p % s.w, s.ci, s.h, s.w)] = std::numeric_limits<T>::quiet_NaN();
+        c.x[c.at(n, i, p / s.w, p % s.w, s.ci, s.h, s.w)] = poison<T>();
       }
     }
   }
-  c.packed.resize(ddi::prepack_conv2d_numel(s.co, s.ci, s.kh, s.kw));
+  c.packed.resize(ddi::prepack_conv2d_numel<T>(s.co, s.ci, s.kh, s.kw) / ddi::Types<T>::kPack);
   ddi::prepack_conv2d<T>(
       {s.co, s.ci, s.kh, s.kw, c.weight.data(), {s.ci * s.kh * s.kw, s.kh * s.kw, s.kw, 1}}, serial,
       c.packed.data());
@@ -124,22 +157,25 @@ double naive(const Case<T>& c, int64_t n, int64_t o, int64_t oy, int64_t ox) {
           const int64_t y = oy * s.stride_h - s.pad_h + ky * s.dilation_h;
           const int64_t x = ox * s.stride_w - s.pad_w + kx * s.dilation_w;
           if (y < 0 || y >= s.h || x < 0 || x >= s.w) continue;
-          sum += double(c.x[c.at(n, i, y, x, s.ci, s.h, s.w)]) *
-                 double(c.weight[((o * s.ci + i) * s.kh + ky) * s.kw + kx]);
+          sum += number(c.x[c.at(n, i, y, x, s.ci, s.h, s.w)]) *
+                 number(c.weight[((o * s.ci + i) * s.kh + ky) * s.kw + kx]);
         }
       }
     }
+    if (!c.factor.empty()) sum *= c.factor[o];
     if (!c.bias.empty()) sum += c.bias[o];
     if (!c.scale.empty()) sum *= c.scale[group];
   }
-  if (!c.residual.empty()) sum += c.residual[c.at(n, o, oy, ox, s.co, s.out_h(), s.out_w())];
+  if (!c.residual.empty())
+    sum += number(c.residual[c.at(n, o, oy, ox, s.co, s.out_h(), s.out_w())]);
   return c.relu && sum < 0 ? 0 : sum;
 }
 
 template <class T>
-std::vector<T> run(const Case<T>& c, int64_t threads) {
+std::vector<typename ddi::Types<T>::Out> run(const Case<T>& c, int64_t threads) {
+  using Out = typename ddi::Types<T>::Out;
   const ddi::Conv2dShape& s = c.s;
-  std::vector<T> y(s.n * s.co * s.out_h() * s.out_w(), std::numeric_limits<T>::quiet_NaN());
+  std::vector<Out> y(s.n * s.co * s.out_h() * s.out_w(), poison<Out>());
   ddi::GatedConv2d<T> args = {};
   args.shape = s;
   args.x = c.x.data();
@@ -148,6 +184,7 @@ std::vector<T> run(const Case<T>& c, int64_t threads) {
   std::memcpy(args.x_stride, c.channels_last ? last : first, sizeof(last));
   args.packed = c.packed.data();
   args.bias = c.bias.empty() ? nullptr : c.bias.data();
+  args.factor = c.factor.empty() ? nullptr : c.factor.data();
   args.in_open = c.in_open.data();
   args.in_group_size = c.in_group;
   args.out_open = c.out_open.data();
@@ -168,16 +205,20 @@ std::vector<T> run(const Case<T>& c, int64_t threads) {
 template <class T>
 bool check(const Case<T>& c) {
   const ddi::Conv2dShape& s = c.s;
-  const std::vector<T> y = run(c, 1);
-  if (std::memcmp(y.data(), run(c, 3).data(), y.size() * sizeof(T)) != 0) return false;
-  // Sums of up to 25 x 40 products of numbers below 1.
-  const double tolerance = 1000 * std::numeric_limits<T>::epsilon();
+  const auto y = run(c, 1);
+  if (std::memcmp(y.data(), run(c, 3).data(), y.size() * sizeof(y[0])) != 0) return false;
+  // Sums of up to 25 x 40 products of numbers below 1; then half a digit of the result.
+  const double tolerance = 1000 * std::numeric_limits<typename ddi::Types<T>::Acc>::epsilon();
+  const double digit = std::is_same<T, ddi::bf16>::value   ? 1.0 / 256
+                       : std::is_same<T, ddi::half>::value ? 1.0 / 2048
+                                                           : 0;
   for (int64_t n = 0; n < s.n; ++n) {
     for (int64_t o = 0; o < s.co; ++o) {
       for (int64_t p = 0; p < s.out_h() * s.out_w(); ++p) {
         const int64_t oy = p / s.out_w(), ox = p % s.out_w();
-        const double got = y[c.at(n, o, oy, ox, s.co, s.out_h(), s.out_w())];
-        if (!(std::abs(got - naive(c, n, o, oy, ox)) <= tolerance)) return false;
+        const double got = number(y[c.at(n, o, oy, ox, s.co, s.out_h(), s.out_w())]);
+        const double expected = naive(c, n, o, oy, ox);
+        if (!(std::abs(got - expected) <= tolerance + digit * std::abs(expected))) return false;
       }
     }
   }
@@ -199,8 +240,10 @@ int main(int argc, char** argv) {
   if (argc != 3 || !ddi::parse_isa(argv[1], &isa) || isa > ddi::detected_isa()) return 2;
   ddi::override_isa(isa);
   const int cases = std::atoi(argv[2]);
-  const int failed = failures<float>(cases) + failures<double>(cases / 4);
+  const int failed = failures<float>(cases) + failures<double>(cases / 4) +
+                     failures<ddi::half>(cases / 4) + failures<ddi::bf16>(cases / 2) +
+                     failures<int8_t>(cases / 2);
   std::printf("detected %s, ran %s: %d cases, %d failed\n", ddi::isa_name(ddi::detected_isa()),
-              argv[1], cases + cases / 4, failed);
+              argv[1], cases + cases / 4 * 2 + cases / 2 * 2, failed);
   return failed == 0 ? 0 : 1;
 }

@@ -10,7 +10,7 @@ import pytest
 
 _C = pytest.importorskip("ddi_kernels._C", reason="ddi_kernels._C is not built")
 
-LEVELS = ("scalar", "avx2", "avx512")
+LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 AVAILABLE = LEVELS[: LEVELS.index(_C.detected_cpu_isa()) + 1]
 
 
@@ -52,13 +52,14 @@ def test_environment_caps_but_never_raises_the_level() -> None:
 def test_unknown_environment_value_is_ignored_with_a_warning() -> None:
     finished = in_new_process("sse9")
     assert finished.stdout.strip() == _C.detected_cpu_isa()
-    assert "DDI_CPU_ISA='sse9' is ignored: expected scalar, avx2 or avx512" in finished.stderr
+    expected = "DDI_CPU_ISA='sse9' is ignored: expected scalar, avx2, avx512, avx512_vnni or avx512_bf16"
+    assert expected in finished.stderr
 
 
 @pytest.mark.parametrize("name", ["sse9", "", "AVX2"])
 def test_unknown_names_are_errors(name: str) -> None:
     before = _C.cpu_isa()
-    with pytest.raises(ValueError, match="expected 'scalar', 'avx2', 'avx512' or None"):
+    with pytest.raises(ValueError, match="expected scalar, .* or avx512_bf16, or None"):
         _C.set_cpu_isa(name)
     assert _C.cpu_isa() == before
 

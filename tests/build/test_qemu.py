@@ -17,7 +17,7 @@ PROCESSORS = {
     "SandyBridge": ("SandyBridge,-x2apic,-tsc-deadline", "scalar"),  # AVX, but no AVX2
     "Haswell": ("Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid", "avx2"),
 }
-LEVELS = ("scalar", "avx2", "avx512")
+LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
 SCRIPT = """
 import torch
@@ -66,7 +66,7 @@ def test_drivers_on_an_old_processor(processor: str, driver_check: Path) -> None
     for isa in LEVELS[: LEVELS.index(detected) + 1]:
         finished = emulate(processor, driver_check, isa, "60")
         assert finished.returncode == 0, finished.stdout + finished.stderr
-        assert f"detected {detected}, ran {isa}: 75 cases, 0 failed" in finished.stdout
+        assert f"detected {detected}, ran {isa}: 150 cases, 0 failed" in finished.stdout
 
 
 def test_levels_above_the_processor_are_refused(driver_check: Path) -> None:
@@ -93,4 +93,4 @@ def test_drivers_under_a_sanitizer(sanitizer: str, tmp_path: Path) -> None:
         if finished.returncode == 2:  # more than this machine has
             continue
         assert finished.returncode == 0, finished.stdout + finished.stderr
-        assert "250 cases, 0 failed" in finished.stdout
+        assert "500 cases, 0 failed" in finished.stdout

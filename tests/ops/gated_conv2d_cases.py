@@ -61,7 +61,7 @@ FACTORS: dict[str, list[Any]] = {
     "residual": [None, "contiguous", "channels_last", "sliced"],
     "relu": [True, False],
     "packed": [True, False],
-    "dtype": [torch.float32, torch.float64],
+    "dtype": [torch.float32, torch.float64, torch.bfloat16, torch.float16],
 }
 
 

@@ -83,12 +83,6 @@ def test_auto_takes_the_reference_for_convolution_groups(groups, layout):
     check(Case(ci=12, co=24, groups=groups, layout=layout, in_group_size=4, residual="sliced"))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_auto_takes_the_reference_for_half_precision(dtype, layout):
-    check(Case(dtype=dtype, layout=layout, scale=True, residual="contiguous", relu=True))
-
-
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.fixed_dictionaries({name: st.sampled_from(v) for name, v in FACTORS.items()}),
        st.integers(1, 40), st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))  # fmt: skip

@@ -19,19 +19,38 @@ def test_typed_in_answer(backend):
     assert prepack_conv2d(weight).tolist() == expected
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+# How many input channels lie together, and the dtype that they are packed in.
+PACKED = {
+    torch.float32: (1, torch.float32),
+    torch.float64: (1, torch.float64),
+    torch.float16: (1, torch.float32),
+    torch.bfloat16: (2, torch.bfloat16),
+    torch.int8: (4, torch.int8),
+}
+
+
+def test_typed_in_answer_of_pairs(backend):
+    # One output channel and three inputs of a 1x2 kernel: input and tap are the two digits.
+    weight = torch.tensor([[[[11.0, 12.0]], [[21.0, 22.0]], [[31.0, 32.0]]]])
+    rows = [[11.0, 21.0], [31.0, 0.0], [12.0, 22.0], [32.0, 0.0]]
+    expected = [v for row in rows for v in row + [0.0] * 30]
+    assert prepack_conv2d(weight.bfloat16()).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", PACKED, ids=str)
 @pytest.mark.parametrize("co", [1, 15, 16, 17, 33, 64])
 @pytest.mark.parametrize("ci", [1, 3, 17])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 5)], ids=str)
 def test_panels_hold_the_weights_and_zeros(backend, dtype, co, ci, kernel):
-    weight = torch.randn(co, ci, *kernel, dtype=dtype)
+    weight = (50 * torch.randn(co, ci, *kernel)).clamp(-128, 127).to(dtype)
     packed = prepack_conv2d(weight)
-    assert packed.dtype == dtype and packed.dim() == 1
-    panels = packed.view(-1, *kernel, ci, 16)
+    together, packed_dtype = PACKED[dtype]
+    assert packed.dtype == packed_dtype and packed.dim() == 1
+    panels = packed.view(-1, *kernel, -(-ci // together), 16, together)
     assert panels.shape[0] == -(-co // 16)
-    channels = panels.permute(0, 4, 3, 1, 2).flatten(0, 1)
-    assert torch.equal(channels[:co], weight)
-    assert not channels[co:].any()
+    channels = panels.permute(0, 4, 3, 5, 1, 2).flatten(2, 3).flatten(0, 1)
+    assert torch.equal(channels[:co, :ci], weight.to(packed_dtype))
+    assert not channels[co:].any() and not channels[:, ci:].any()
 
 
 def test_weights_of_any_strides(backend):
@@ -54,6 +73,8 @@ def test_result_is_a_copy_without_gradient(backend):
 def test_opcheck():
     torch.library.opcheck(OP, (torch.randn(5, 3, 3, 3), 1))
     torch.library.opcheck(OP, (torch.randn(16, 1, 1, 1).double(), 1))
+    torch.library.opcheck(OP, (torch.randn(5, 3, 3, 3).half(), 1))
+    torch.library.opcheck(OP, (torch.randn(5, 3, 3, 3).bfloat16(), 1))
 
 
 def test_compile_fullgraph(backend):
@@ -65,7 +86,7 @@ def test_compile_fullgraph(backend):
 WRONG = {
     "weight-3d": ("weight", torch.ones(4, 3, 3), 1),
     "weight-integer": ("weight", torch.ones(4, 3, 3, 3, dtype=torch.int32), 1),
-    "weight-bfloat16": ("weight", torch.ones(4, 3, 3, 3).bfloat16(), 1),
+    "weight-float8": ("weight", torch.ones(4, 3, 3, 3).to(torch.float8_e5m2), 1),
     "weight-empty": ("weight", torch.ones(4, 0, 3, 3), 1),
     "groups-0": ("groups", torch.ones(4, 3, 3, 3), 0),
     "groups-2": ("groups", torch.ones(4, 3, 3, 3), 2),

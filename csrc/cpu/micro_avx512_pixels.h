@@ -1,0 +1,401 @@
+// Moving activations in and out of compact form, for the AVX-512 micro-kernels of all types: masks
+// become hardware masks, compress, expand and permute are single instructions. Included inside a
+// target region, before what else it holds; see isa_region.h.
+#pragma once
+
+namespace ddi {
+namespace {
+
+DDI_INLINE __mmask16 first_lanes(int64_t n) {
+  return n >= kLanes ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1u);
+}
+
+// max returns its second operand if either is NaN, so NaN passes through.
+DDI_INLINE __m512 activate(__m512 v, bool relu) {
+  return relu ? _mm512_max_ps(_mm512_setzero_ps(), v) : v;
+}
+
+// Elements of any type as floats. Masked stores are slow on some machines, and masked loads keep
+// the hardware from fetching ahead: both are used at the ends of rows only.
+DDI_INLINE __m512 load_lanes(const float* src, __mmask16 lanes) {
+  return lanes == 0xffff ? _mm512_loadu_ps(src) : _mm512_maskz_loadu_ps(lanes, src);
+}
+
+DDI_INLINE __m256i load_16_bits(const void* src, __mmask16 lanes) {
+  return lanes == 0xffff ? _mm256_loadu_si256(static_cast<const __m256i*>(src))
+                         : _mm256_maskz_loadu_epi16(lanes, src);
+}
+
+DDI_INLINE __m512 load_lanes(const half* src, __mmask16 lanes) {
+  return _mm512_cvtph_ps(load_16_bits(src, lanes));
+}
+
+DDI_INLINE __m512 load_lanes(const bf16* src, __mmask16 lanes) {
+  const __m512i bits = _mm512_cvtepu16_epi32(load_16_bits(src, lanes));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+
+DDI_INLINE void store_lanes(float* dst, __mmask16 lanes, __m512 v) {
+  if (lanes == 0xffff) {
+    _mm512_storeu_ps(dst, v);
+  } else {
+    _mm512_mask_storeu_ps(dst, lanes, v);
+  }
+}
+
+DDI_INLINE void store_16_bits(void* dst, __mmask16 lanes, __m256i v) {
+  if (lanes == 0xffff) {
+    _mm256_storeu_si256(static_cast<__m256i*>(dst), v);
+  } else {
+    _mm256_mask_storeu_epi16(dst, lanes, v);
+  }
+}
+
+DDI_INLINE void store_lanes(half* dst, __mmask16 lanes, __m512 v) {
+  store_16_bits(dst, lanes, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+DDI_INLINE void store_lanes(bf16* dst, __mmask16 lanes, __m512 v) {
+  const __m512i bits = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+  store_16_bits(dst, lanes, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+
+// Words of a channel set that have open channels, a few at a time, with what moves them between a
+// compact and a full pixel.
+constexpr int kWords = 4;
+
+struct Words {
+  int count;
+  int64_t channel[kWords];  // of the full pixel
+  int64_t at[kWords];       // in the compact pixel
+  __mmask16 mask[kWords];   // open channels
+};
+
+// The next words from word *k on, of which *open channels are already done.
+inline Words next_words(const ChannelSet& set, int64_t* k, int64_t* open) {
+  Words w = {};
+  const int64_t words = (set.channels + kLanes - 1) / kLanes;
+  for (; *k < words && w.count < kWords; ++*k) {
+    const __mmask16 mask = set.bits[*k];
+    if (mask == 0) continue;
+    w.channel[w.count] = *k * kLanes;
+    w.at[w.count] = *open;
+    w.mask[w.count++] = mask;
+    *open += __builtin_popcount(mask);
+  }
+  return w;
+}
+
+constexpr int64_t kPrefetchPixels = 16;
+
+// Lane permutations that compress: a permutation is one operation where a compression is several.
+inline __m512i packing(__mmask16 mask) {
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  return _mm512_maskz_compress_epi32(mask, lane);
+}
+
+inline __m512i unpacking(__mmask16 mask) {
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  return _mm512_maskz_expand_epi32(mask, lane);
+}
+
+// How the open ones of kLanes neighbouring channels move together, by the type of x. `Stored` is
+// what compact pixels consist of.
+struct MoveFloats {
+  using Stored = float;
+  using From = __m512i;
+  static DDI_INLINE From from(__mmask16 mask) { return packing(mask); }
+  template <class T>
+  static DDI_INLINE void move(const T* src, __mmask16 load, From from, __mmask16 store,
+                              float* dst) {
+    store_lanes(dst, store, _mm512_permutexvar_ps(from, load_lanes(src, load)));
+  }
+};
+
+template <class T>
+struct Mover : MoveFloats {};
+
+template <>
+struct Mover<bf16> {
+  using Stored = bf16;
+  using From = __m256i;
+  static DDI_INLINE From from(__mmask16 mask) { return _mm512_cvtepi32_epi16(packing(mask)); }
+  static DDI_INLINE void move(const bf16* src, __mmask16 load, From from, __mmask16 store,
+                              bf16* dst) {
+    store_16_bits(dst, store, _mm256_permutexvar_epi16(from, load_16_bits(src, load)));
+  }
+};
+
+template <>
+struct Mover<int8_t> {
+  using Stored = int8_t;
+  using From = __m128i;
+  static DDI_INLINE From from(__mmask16 mask) { return _mm512_cvtepi32_epi8(packing(mask)); }
+  static DDI_INLINE void move(const int8_t* src, __mmask16 load, From from, __mmask16 store,
+                              int8_t* dst) {
+    const __m128i v = load == 0xffff ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(src))
+                                     : _mm_maskz_loadu_epi8(load, src);
+    const __m128i offset = _mm_set1_epi8(-128);
+    const __m128i moved = _mm_xor_si128(_mm_shuffle_epi8(v, from), offset);
+    if (store == 0xffff) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst), moved);
+    } else {
+      _mm_mask_storeu_epi8(dst, store, moved);
+    }
+  }
+};
+
+// Whole-register stores in the first pass over the pixels: what one spills the next word, pass or
+// pixel overwrites. Later passes must not reach into the next pixel. A last cell that is not full
+// is completed in the last pass.
+template <class T, int N>
+void compress_words(const T* src, int64_t pixel_stride, int64_t pixels, const ChannelSet& set,
+                    const Words& w, bool first_pass, bool last_pass,
+                    typename Mover<T>::Stored* dst) {
+  using Move = Mover<T>;
+  constexpr int kPack = Types<T>::kPack;
+  typename Move::From from[N];
+  __mmask16 store[N];
+  for (int i = 0; i < N; ++i) {
+    from[i] = Move::from(w.mask[i]);
+    store[i] = first_pass ? static_cast<__mmask16>(0xffff) : first_lanes(set.open - w.at[i]);
+  }
+  // Only the last word can be short.
+  const __mmask16 tail = first_lanes(set.channels - w.channel[N - 1]);
+  const int64_t ahead = kPrefetchPixels * pixel_stride;
+  const int64_t dst_stride = (set.open + kPack - 1) / kPack * kPack;
+  const int64_t missing = last_pass ? dst_stride - set.open : 0;
+  for (int64_t p = 0; p < pixels; ++p, src += pixel_stride, dst += dst_stride) {
+    DDI_UNROLL
+    for (int i = 0; i < N; ++i) {
+      const T* s = src + w.channel[i];
+      _mm_prefetch(reinterpret_cast<const char*>(s + ahead), _MM_HINT_T0);
+      const __mmask16 load = i == N - 1 ? tail : static_cast<__mmask16>(0xffff);
+      Move::move(s, load, from[i], store[i], dst + w.at[i]);
+    }
+    if (kPack > 1) __builtin_memcpy(dst + set.open, &Types<T>::kZero, missing * (4 / kPack));
+  }
+}
+
+template <class T>
+void compress_pixels(const T* src, int64_t pixel_stride, int64_t pixels, const ChannelSet& set,
+                     typename Types<T>::Cell* dst) {
+  constexpr decltype(&compress_words<T, 1>) kByCount[] = {
+      nullptr, compress_words<T, 1>, compress_words<T, 2>, compress_words<T, 3>,
+      compress_words<T, 4>};
+  auto* stored = reinterpret_cast<typename Mover<T>::Stored*>(dst);
+  int64_t k = 0, open = 0;
+  while (open < set.open) {
+    const bool first_pass = open == 0;
+    const Words w = next_words(set, &k, &open);
+    kByCount[w.count](src, pixel_stride, pixels, set, w, first_pass, open == set.open, stored);
+  }
+}
+
+template <class Out, int N, bool kResidual>
+void expand_words(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
+                  const Words& w, const Out* residual, bool relu, int64_t dst_stride, Out* dst) {
+  __m512i from[N];
+  for (int i = 0; i < N; ++i) from[i] = unpacking(w.mask[i]);
+  // What the activation takes the maximum with; of NaN and NaN the second is the value itself.
+  const __m512 floor = _mm512_set1_ps(relu ? 0.0f : -__builtin_inff());
+  // Only the last word can be short.
+  const __mmask16 tail = first_lanes(set.channels - w.channel[N - 1]);
+  for (int64_t p = 0; p < pixels; ++p, src += src_stride, dst += dst_stride) {
+    DDI_UNROLL
+    for (int i = 0; i < N; ++i) {
+      const __mmask16 lanes = i == N - 1 ? tail : static_cast<__mmask16>(0xffff);
+      const int64_t c = w.channel[i];
+      __m512 v = _mm512_maskz_permutexvar_ps(w.mask[i], from[i], _mm512_loadu_ps(src + w.at[i]));
+      if (kResidual) v = _mm512_add_ps(v, load_lanes(residual + c, lanes));
+      store_lanes(dst + c, lanes, _mm512_max_ps(floor, v));
+    }
+    if (kResidual) residual += dst_stride;
+  }
+}
+
+template <class Out>
+void fill_closed(int64_t pixels, const ChannelSet& set, const Out* residual, bool relu,
+                 int64_t dst_stride, Out* dst);
+
+template <class Out>
+void expand_pixels(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
+                   const Out* residual, bool relu, int64_t dst_stride, Out* dst) {
+  using Expand = decltype(&expand_words<Out, 1, false>);
+  constexpr Expand kByCount[2][kWords + 1] = {
+      {nullptr, expand_words<Out, 1, false>, expand_words<Out, 2, false>,
+       expand_words<Out, 3, false>, expand_words<Out, 4, false>},
+      {nullptr, expand_words<Out, 1, true>, expand_words<Out, 2, true>, expand_words<Out, 3, true>,
+       expand_words<Out, 4, true>}};
+  int64_t k = 0, open = 0, done = 0;
+  while (open < set.open) {
+    const Words w = next_words(set, &k, &open);
+    done += w.count;
+    kByCount[residual != nullptr][w.count](src, src_stride, pixels, set, w, residual, relu,
+                                           dst_stride, dst);
+  }
+  if (done * kLanes < set.channels) {
+    fill_closed(pixels, set, residual, relu, dst_stride, dst);
+  }
+}
+
+template <class Out>
+void fill_closed(int64_t pixels, const ChannelSet& set, const Out* residual, bool relu,
+                 int64_t dst_stride, Out* dst) {
+  for (int64_t p = 0; p < pixels; ++p, dst += dst_stride) {
+    for (int64_t c = 0; c < set.channels; c += kLanes) {
+      if (set.bits[c / kLanes] != 0) continue;
+      const __mmask16 lanes = first_lanes(set.channels - c);
+      const __m512 v = residual == nullptr ? _mm512_setzero_ps() : load_lanes(residual + c, lanes);
+      store_lanes(dst + c, lanes, activate(v, relu));
+    }
+    if (residual != nullptr) residual += dst_stride;
+  }
+}
+
+// r[i][j] -> r[j][i]: interleave elements, then pairs, then 128-bit quarters.
+inline void transpose(__m512 r[kLanes]) {
+  __m512 t[kLanes];
+  DDI_UNROLL
+  for (int i = 0; i < kLanes; i += 2) {
+    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  }
+  DDI_UNROLL
+  for (int i = 0; i < kLanes; i += 4) {
+    const __m512d a = _mm512_castps_pd(t[i]), b = _mm512_castps_pd(t[i + 1]);
+    const __m512d c = _mm512_castps_pd(t[i + 2]), d = _mm512_castps_pd(t[i + 3]);
+    r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+    r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+    r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+    r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+  }
+  // Now quarter q of r[4 g + k] holds column 4 q + k of rows 4 g ... 4 g + 3.
+  DDI_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    t[k] = _mm512_shuffle_f32x4(r[k], r[4 + k], 0x88);
+    t[4 + k] = _mm512_shuffle_f32x4(r[k], r[4 + k], 0xdd);
+    t[8 + k] = _mm512_shuffle_f32x4(r[8 + k], r[12 + k], 0x88);
+    t[12 + k] = _mm512_shuffle_f32x4(r[8 + k], r[12 + k], 0xdd);
+  }
+  DDI_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    r[k] = _mm512_shuffle_f32x4(t[k], t[8 + k], 0x88);
+    r[4 + k] = _mm512_shuffle_f32x4(t[4 + k], t[12 + k], 0x88);
+    r[8 + k] = _mm512_shuffle_f32x4(t[k], t[8 + k], 0xdd);
+    r[12 + k] = _mm512_shuffle_f32x4(t[4 + k], t[12 + k], 0xdd);
+  }
+}
+
+// kLanes pixels of cell k.
+template <class T>
+DDI_INLINE __m512 load_planes(const T* src, int64_t channel_stride, const ChannelSet& set,
+                              int64_t k, __mmask16 pixels) {
+  return load_lanes(src + set.index[k] * channel_stride, pixels);
+}
+
+DDI_INLINE __m512i load_plane(const bf16* src, __mmask16 pixels) {
+  return _mm512_cvtepu16_epi32(load_16_bits(src, pixels));
+}
+
+DDI_INLINE __m512i load_plane(const int8_t* src, __mmask16 pixels) {
+  return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(pixels, src));
+}
+
+template <class T>
+DDI_INLINE __m512 join_planes(const T* src, int64_t channel_stride, const ChannelSet& set,
+                              int64_t k, __mmask16 pixels) {
+  constexpr int kPack = Types<T>::kPack;
+  __m512i cells = _mm512_set1_epi32(static_cast<int>(Types<T>::kZero));
+  for (int j = 0; j < kPack && k * kPack + j < set.open; ++j) {
+    const __m512i plane = load_plane(src + set.index[k * kPack + j] * channel_stride, pixels);
+    cells = _mm512_xor_si512(cells, _mm512_sll_epi32(plane, _mm_cvtsi32_si128(32 / kPack * j)));
+  }
+  return _mm512_castsi512_ps(cells);
+}
+
+DDI_INLINE __m512 load_planes(const bf16* src, int64_t channel_stride, const ChannelSet& set,
+                              int64_t k, __mmask16 pixels) {
+  return join_planes(src, channel_stride, set, k, pixels);
+}
+
+DDI_INLINE __m512 load_planes(const int8_t* src, int64_t channel_stride, const ChannelSet& set,
+                              int64_t k, __mmask16 pixels) {
+  return join_planes(src, channel_stride, set, k, pixels);
+}
+
+template <class T>
+void gather_planes(const T* src, int64_t channel_stride, int64_t pixels, const ChannelSet& set,
+                   typename Types<T>::Cell* dst) {
+  const int64_t cells = (set.open + Types<T>::kPack - 1) / Types<T>::kPack;
+  for (int64_t p = 0; p < pixels; p += kLanes) {
+    const __mmask16 pixel_lanes = first_lanes(pixels - p);
+    for (int64_t i = 0; i < cells; i += kLanes) {
+      __m512 r[kLanes];
+      for (int k = 0; k < kLanes; ++k) {
+        r[k] = i + k < cells ? load_planes(src + p, channel_stride, set, i + k, pixel_lanes)
+                             : _mm512_setzero_ps();
+      }
+      transpose(r);
+      const __mmask16 cell_lanes = first_lanes(cells - i);
+      for (int k = 0; k < kLanes && p + k < pixels; ++k) {
+        _mm512_mask_storeu_ps(dst + (p + k) * cells + i, cell_lanes, r[k]);
+      }
+    }
+  }
+}
+
+template <class Out>
+void scatter_planes(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
+                    int64_t channel_stride, const Out* residual, bool relu, Out* dst) {
+  for (int64_t p = 0; p < pixels; p += kLanes) {
+    const __mmask16 pixel_lanes = first_lanes(pixels - p);
+    for (int64_t i = 0; i < set.open; i += kLanes) {
+      __m512 r[kLanes];
+      for (int k = 0; k < kLanes; ++k) {
+        r[k] =
+            p + k < pixels ? _mm512_loadu_ps(src + (p + k) * src_stride + i) : _mm512_setzero_ps();
+      }
+      transpose(r);
+      for (int k = 0; k < kLanes && i + k < set.open; ++k) {
+        const int64_t at = set.index[i + k] * channel_stride + p;
+        __m512 v = r[k];
+        if (residual != nullptr) {
+          v = _mm512_add_ps(v, load_lanes(residual + at, pixel_lanes));
+        }
+        store_lanes(dst + at, pixel_lanes, activate(v, relu));
+      }
+    }
+  }
+}
+
+// Four chains a channel hide the latency of the additions.
+template <class Out>
+void sum_pixels(const Out* src, int64_t pixel_stride, int64_t pixels, int64_t channels,
+                float* sum) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const __mmask16 lanes = first_lanes(channels - c);
+    const Out* s = src + c;
+    __m512 acc[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                     _mm512_setzero_ps()};
+    int64_t p = 0;
+    for (; p + 4 <= pixels; p += 4) {
+      DDI_UNROLL
+      for (int i = 0; i < 4; ++i, s += pixel_stride) {
+        acc[i] = _mm512_add_ps(acc[i], load_lanes(s, lanes));
+      }
+    }
+    for (; p < pixels; ++p, s += pixel_stride) {
+      acc[0] = _mm512_add_ps(acc[0], load_lanes(s, lanes));
+    }
+    const __m512 all = _mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3]));
+    store_lanes(sum + c, lanes, all);
+  }
+}
+
+}  // namespace
+}  // namespace ddi
