@@ -72,13 +72,13 @@ def gated_conv2d(
         x: Tensor[N, Ci, H, W] of a floating dtype and any strides.
         weight: Tensor[Co, Ci / groups, kh, kw] of x's dtype.
         bias: Tensor[Co] of x's dtype.
-        packed: prepack_conv2d(weight), saves reordering the weights on every native call.
+        packed: prepack_conv2d(weight, groups), saves reordering the weights on every native call.
         in_mask: bool[N, ceil(Ci / in_group_size)], the open groups of input channels.
         out_mask: bool[N, ceil(Co / out_group_size)], the open groups of output channels.
         scale: Tensor[N, ceil(Co / out_group_size)] of x's dtype.
         residual: Tensor[N, Co, Ho, Wo] of x's dtype and any strides, added before the activation.
         stride, padding, dilation: as in torch.nn.functional.conv2d, ints or pairs of ints.
-        groups: convolution groups; only 1 is accelerated.
+        groups: convolution groups; depthwise (groups = Ci = Co) has a kernel of its own.
         in_group_size: input channels per entry of in_mask; the last group may be short.
         out_group_size: output channels per entry of out_mask and scale.
         activation: None or "relu".
@@ -116,8 +116,8 @@ def _run(*args: Any) -> Tensor:
         isinstance(args[i], Tensor) and args[i].requires_grad for i in _DIFFERENTIABLE
     ):
         return reference(*args)
-    x, groups = args[0], args[11]
-    choice = choose(_NAME, _unsupported(x, groups), lambda: gated_conv2d_unsupported(*args), x.is_cuda)
+    x = args[0]
+    choice = choose(_NAME, _unsupported(x), lambda: gated_conv2d_unsupported(*args), x.is_cuda)
     if choice != "reference":
         run = _OP if choice == "native" else _OP_TRITON
         try:
@@ -132,13 +132,11 @@ def _run(*args: Any) -> Tensor:
     return reference(*args)
 
 
-def _unsupported(x: Tensor, groups: int) -> str | None:
+def _unsupported(x: Tensor) -> str | None:
     if not x.is_cpu:
         return no_native_kernel(_NAME, x)
     if x.dtype not in DTYPES:
         return f"it computes in float32 and float64, not in {x.dtype}"
-    if groups != 1:
-        return f"it has no grouped convolution (groups={groups})"
     return None
 
 
@@ -165,10 +163,7 @@ def check_args(
         if value is not None:
             check_like(_NAME, name, value, form, dtype, like=x)
     if packed is not None:
-        if groups != 1:
-            remedy = "Grouped convolutions have no packed form: pass packed=None."
-            raise argument_error(_NAME, "packed", describe(packed), "None for groups > 1", remedy)
-        check_like(_NAME, "packed", packed, (packed_numel(weight),), x.dtype, like=x)
+        check_like(_NAME, "packed", packed, (packed_numel(weight, groups),), x.dtype, like=x)
     return shape
 
 

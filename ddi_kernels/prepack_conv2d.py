@@ -2,7 +2,8 @@
 
 A panel holds 16 output channels side by side, [ceil(Co/16)][kh][kw][Ci][16], zeros in the last one:
 a row of a panel is one vector load on any instruction set, and the input channels walk in steps of
-one row, so that closed ones are skipped without touching memory. Done once per model, not per call.
+one row, so that closed ones are skipped without touching memory. Each convolution group has panels of
+its own; of a depthwise convolution a row holds 16 channels of one tap. Done once per model, not per call.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddi_kernels.backends import use_native
-from ddi_kernels.checks import argument_error, check_tensor, describe
+from ddi_kernels.checks import argument_error, check_at_least, check_tensor, describe
 from ddi_kernels.registry import Op, register
 
 _NAME = "prepack_conv2d"
@@ -22,10 +23,17 @@ PANEL = 16
 DTYPES = (torch.float32, torch.float64)
 
 
-def packed_numel(weight: Tensor) -> int:
-    """Length of the packed form of weight [Co, Ci, kh, kw]."""
+def packed_numel(weight: Tensor, groups: int = 1) -> int:
+    """Length of the packed form of weight [Co, Ci / groups, kh, kw]."""
     co, ci, kh, kw = weight.shape
-    return -(-co // PANEL) * kh * kw * ci * PANEL
+    if _is_depthwise(weight, groups):
+        return kh * kw * -(-co // PANEL) * PANEL
+    return groups * -(-(co // groups) // PANEL) * kh * kw * ci * PANEL
+
+
+def _is_depthwise(weight: Tensor, groups: int) -> bool:
+    """Whether every channel is a convolution group of its own."""
+    return groups > 1 and groups == weight.shape[0] and weight.shape[1] == 1
 
 
 def prepack_conv2d(weight: Tensor, groups: int = 1) -> Tensor:
@@ -35,11 +43,12 @@ def prepack_conv2d(weight: Tensor, groups: int = 1) -> Tensor:
     gradient flows through it.
 
     Args:
-        weight: Tensor[Co, Ci, kh, kw], float32 or float64.
-        groups: must be 1; grouped convolutions have no packed form.
+        weight: Tensor[Co, Ci / groups, kh, kw], float32 or float64.
+        groups: convolution groups, a divisor of Co.
 
     Returns:
-        1-dimensional tensor of the same dtype, [ceil(Co/16)][kh][kw][Ci][16] flattened.
+        1-dimensional tensor of the same dtype, [groups][ceil(Co/groups/16)][kh][kw][Ci/groups][16]
+        flattened; of a depthwise weight (Co = Ci = groups > 1) [kh][kw][ceil(Co/16) * 16].
 
     Raises:
         ValueError: an argument has the wrong type, shape or range.
@@ -74,22 +83,25 @@ def _check(weight: Any, groups: int) -> None:
         expected = "float32 or float64 of a shape without zeros"
         remedy = "Other dtypes need no packing: pass packed=None."
         raise argument_error(_NAME, "weight", describe(weight), expected, remedy)
-    if groups != 1:
-        remedy = "Grouped convolutions have no packed form: pass packed=None."
-        raise argument_error(_NAME, "groups", groups, "1", remedy)
+    check_at_least(_NAME, "groups", groups, 1)
+    if weight.shape[0] % groups:
+        raise argument_error(_NAME, "groups", groups, f"a divisor of weight's {weight.shape[0]} channels")
 
 
 def reference(weight: Tensor, groups: int) -> Tensor:
     """Plain torch `prepack_conv2d`, the specification of all other implementations."""
     _check(weight, groups)
     co, ci, kh, kw = weight.shape
-    padded = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -co % PANEL))
-    return padded.reshape(-1, PANEL, ci, kh, kw).permute(0, 3, 4, 2, 1).flatten().clone()
+    if _is_depthwise(weight, groups):
+        return F.pad(weight[:, 0].permute(1, 2, 0), (0, -co % PANEL)).flatten().clone()
+    panels = weight.reshape(groups, co // groups, ci, kh, kw)
+    panels = F.pad(panels, (0, 0, 0, 0, 0, 0, 0, -(co // groups) % PANEL))
+    return panels.reshape(-1, PANEL, ci, kh, kw).permute(0, 3, 4, 2, 1).flatten().clone()
 
 
 def _fake(weight: Tensor, groups: int) -> Tensor:
     _check(weight, groups)
-    return weight.new_empty((packed_numel(weight),))
+    return weight.new_empty((packed_numel(weight, groups),))
 
 
 _OP = register(

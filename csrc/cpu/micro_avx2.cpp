@@ -379,9 +379,9 @@ DDI_REGION_END
 namespace ddi {
 
 const Micro<float> kAvx2F32 = {
-    {0, 6, 0, 0},   4,          conv_tile,    compress_panel, compress_pixels,
-    gather_planes,  interleave, deinterleave, expand_pixels,  fill_closed,
-    scatter_planes, sum_pixels};
+    {0, 6, 0, 0},   4,          conv_tile,          compress_panel, compress_pixels,
+    gather_planes,  interleave, deinterleave,       expand_pixels,  fill_closed,
+    scatter_planes, sum_pixels, depthwise_tile_avx2};
 
 }  // namespace ddi
 #endif

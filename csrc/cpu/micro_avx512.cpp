@@ -444,10 +444,19 @@ DDI_REGION_END
 
 namespace ddi {
 
-const Micro<float> kAvx512F32 = {
-    {0, 16, 14, 9}, 4,          conv_tile,    compress_panel, compress_pixels,
-    gather_planes,  interleave, deinterleave, expand_pixels,  fill_closed,
-    scatter_planes, sum_pixels};
+const Micro<float> kAvx512F32 = {{0, 16, 14, 9},
+                                 4,
+                                 conv_tile,
+                                 compress_panel,
+                                 compress_pixels,
+                                 gather_planes,
+                                 interleave,
+                                 deinterleave,
+                                 expand_pixels,
+                                 fill_closed,
+                                 scatter_planes,
+                                 sum_pixels,
+                                 depthwise_tile_avx512};
 
 }  // namespace ddi
 #endif

@@ -140,6 +140,25 @@ void sum_pixels(const T* src, int64_t pixel_stride, int64_t pixels, int64_t chan
 }
 
 template <class T>
+void depthwise_tile(const DepthwiseTile<T>& t, int64_t outputs) {
+  for (int64_t p = 0; p < outputs; ++p) {
+    T acc[kLanes] = {};
+    for (int64_t i = 0; i < t.taps; ++i) {
+      const T *x = t.in + p * t.in_stride + t.tap[i].in, *w = t.weight + t.tap[i].weight;
+      for (int l = 0; l < t.lanes; ++l) acc[l] += x[l] * w[l];
+    }
+    for (int l = 0; l < t.lanes; ++l) {
+      const int64_t at = p * t.out_stride + l;
+      T v = ((t.in_open >> l) & 1u ? acc[l] : T(0)) + t.bias[l];
+      if (t.scale != nullptr) v *= t.scale[l];
+      if (((t.out_open >> l) & 1u) == 0) v = T(0);
+      if (t.residual != nullptr) v += t.residual[at];
+      t.out[at] = activate(v, t.relu);
+    }
+  }
+}
+
+template <class T>
 constexpr Micro<T> scalar_table() {
   return {{0, kTilePixels<T>, 0, 0},
           1,
@@ -152,7 +171,8 @@ constexpr Micro<T> scalar_table() {
           expand_pixels<T>,
           fill_closed<T>,
           scatter_planes<T>,
-          sum_pixels<T>};
+          sum_pixels<T>,
+          depthwise_tile<T>};
 }
 
 }  // namespace

@@ -7,14 +7,15 @@ namespace ddi {
 namespace {
 
 template <class T>
-void pack(const Tensor& weight, Tensor& packed) {
+void pack(const Tensor& weight, int64_t groups, Tensor& packed) {
   const PrepackConv2d<T> args = {
       weight.size(0),
       weight.size(1),
       weight.size(2),
       weight.size(3),
       weight.const_data_ptr<T>(),
-      {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)}};
+      {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)},
+      groups};
   prepack_conv2d<T>(args, parallel_tasks, packed.mutable_data_ptr<T>());
 }
 
@@ -24,17 +25,18 @@ Tensor prepack_conv2d_cpu(const Tensor& weight, int64_t groups) {
   constexpr const char* kOp = "prepack_conv2d";
   check_dim(kOp, "weight", weight, 4, "[Co, Ci / groups, kh, kw]");
   check_real(kOp, "weight", weight);
-  STD_TORCH_CHECK(groups == 1, kOp, ": groups is ", groups,
-                  "; the native CPU kernel takes groups = 1, leave the weight unpacked otherwise");
   STD_TORCH_CHECK(weight.numel() > 0, kOp, ": weight has shape ", shape_of(weight),
                   "; no dimension may be 0");
+  STD_TORCH_CHECK(groups >= 1 && weight.size(0) % groups == 0, kOp, ": groups is ", groups,
+                  ", but weight has shape ", shape_of(weight), "; expected a divisor of ",
+                  weight.size(0));
   const int64_t numel =
-      prepack_conv2d_numel(weight.size(0), weight.size(1), weight.size(2), weight.size(3));
+      prepack_conv2d_numel(weight.size(0), weight.size(1), weight.size(2), weight.size(3), groups);
   Tensor packed = new_tensor(weight, {numel}, weight.scalar_type());
   if (weight.scalar_type() == ScalarType::Float) {
-    pack<float>(weight, packed);
+    pack<float>(weight, groups, packed);
   } else {
-    pack<double>(weight, packed);
+    pack<double>(weight, groups, packed);
   }
   return packed;
 }

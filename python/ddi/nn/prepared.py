@@ -58,8 +58,8 @@ class PreparedConv:
         bias = None if bias is None else bias.detach()
         if bn is not None:
             weight, bias = fold_bn(weight, bias, bn)
-        packable = conv.groups == 1 and weight.dtype in (torch.float32, torch.float64)
-        packed = prepack_conv2d(weight) if packable and weight.device.type == "cpu" else None
+        packable = weight.dtype in (torch.float32, torch.float64) and weight.device.type == "cpu"
+        packed = prepack_conv2d(weight, conv.groups) if packable else None
         return cls(weight, bias, packed, conv_geometry(conv))
 
     def __call__(self, x: Tensor, **gating: Any) -> Tensor:
