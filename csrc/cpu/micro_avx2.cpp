@@ -267,6 +267,20 @@ void deinterleave(const float* src, int strips, int64_t count, int64_t dst_strid
   }
 }
 
+void scatter_pixels(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
+                    int64_t dst_stride, float* dst) {
+  for (int64_t p = 0; p < pixels; ++p, src += src_stride, dst += dst_stride) {
+    const float* s = src;
+    for (int64_t c = 0; c < set.channels; c += kHalf) {
+      const uint32_t mask = (set.bits[c / kLanes] >> (c % kLanes)) & 0xffu;
+      const __m256i lanes = lanes_of(kPermutations.spread[mask]);
+      const __m256i open = _mm256_cmpgt_epi32(lanes, _mm256_set1_epi32(-1));
+      _mm256_maskstore_ps(dst + c, open, _mm256_permutevar8x32_ps(_mm256_loadu_ps(s), lanes));
+      s += __builtin_popcount(mask);
+    }
+  }
+}
+
 void expand_pixels(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
                    const float* residual, bool relu, int64_t dst_stride, float* dst) {
   for (int64_t p = 0; p < pixels; ++p, src += src_stride, dst += dst_stride) {
@@ -337,6 +351,18 @@ void gather_planes(const float* src, int64_t channel_stride, int64_t pixels, con
   }
 }
 
+void affine_relu(int64_t pixels, int64_t channels, const float* scale, const float* shift,
+                 float* data) {
+  for (int64_t c = 0; c < channels; c += kHalf) {
+    const int64_t n = channels - c;
+    const __m256 a = load_first(scale + c, n), b = load_first(shift + c, n);
+    for (int64_t p = 0; p < pixels; ++p) {
+      float* at = data + p * channels + c;
+      store_first(at, n, activate(_mm256_fmadd_ps(load_first(at, n), a, b), true));
+    }
+  }
+}
+
 void scatter_planes(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
                     int64_t channel_stride, const float* residual, bool relu, float* dst) {
   for (int64_t p = 0; p < pixels; p += kHalf) {
@@ -379,9 +405,9 @@ DDI_REGION_END
 namespace ddi {
 
 const Micro<float> kAvx2F32 = {
-    {0, 6, 0, 0},   4,          conv_tile,          compress_panel, compress_pixels,
-    gather_planes,  interleave, deinterleave,       expand_pixels,  fill_closed,
-    scatter_planes, sum_pixels, depthwise_tile_avx2};
+    {0, 6, 0, 0},   4,           conv_tile,      compress_panel, compress_pixels,
+    gather_planes,  affine_relu, interleave,     deinterleave,   expand_pixels,
+    scatter_pixels, fill_closed, scatter_planes, sum_pixels,     depthwise_tile_avx2};
 
 }  // namespace ddi
 #endif

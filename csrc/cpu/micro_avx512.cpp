@@ -245,6 +245,18 @@ void compress_pixels(const float* src, int64_t pixel_stride, int64_t pixels, con
   }
 }
 
+void affine_relu(int64_t pixels, int64_t channels, const float* scale, const float* shift,
+                 float* data) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const __mmask16 lanes = first_lanes(channels - c);
+    const __m512 a = load_lanes(scale + c, lanes), b = load_lanes(shift + c, lanes);
+    for (int64_t p = 0; p < pixels; ++p) {
+      float* at = data + p * channels + c;
+      store_lanes(at, lanes, activate(_mm512_fmadd_ps(load_lanes(at, lanes), a, b), true));
+    }
+  }
+}
+
 void interleave(const float* src, int64_t src_stride, int strips, int64_t count, float* dst) {
   const __m512i low2 = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   const __m512i high2 = _mm512_add_epi32(low2, _mm512_set1_epi32(8));
@@ -330,6 +342,24 @@ void expand_pixels(const float* src, int64_t src_stride, int64_t pixels, const C
   }
   if (done * kLanes < set.channels) {
     fill_closed(pixels, set, residual, relu, dst_stride, dst);
+  }
+}
+
+void scatter_pixels(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
+                    int64_t dst_stride, float* dst) {
+  int64_t k = 0, open = 0;
+  while (open < set.open) {
+    const Words w = next_words(set, &k, &open);
+    __m512i from[kWords];
+    for (int i = 0; i < w.count; ++i) from[i] = unpacking(w.mask[i]);
+    for (int64_t p = 0; p < pixels; ++p) {
+      const float* s = src + p * src_stride;
+      float* d = dst + p * dst_stride;
+      for (int i = 0; i < w.count; ++i) {
+        const __m512 v = _mm512_permutexvar_ps(from[i], _mm512_loadu_ps(s + w.at[i]));
+        store_lanes(d + w.channel[i], w.mask[i], v);
+      }
+    }
   }
 }
 
@@ -444,19 +474,10 @@ DDI_REGION_END
 
 namespace ddi {
 
-const Micro<float> kAvx512F32 = {{0, 16, 14, 9},
-                                 4,
-                                 conv_tile,
-                                 compress_panel,
-                                 compress_pixels,
-                                 gather_planes,
-                                 interleave,
-                                 deinterleave,
-                                 expand_pixels,
-                                 fill_closed,
-                                 scatter_planes,
-                                 sum_pixels,
-                                 depthwise_tile_avx512};
+const Micro<float> kAvx512F32 = {
+    {0, 16, 14, 9}, 4,           conv_tile,      compress_panel, compress_pixels,
+    gather_planes,  affine_relu, interleave,     deinterleave,   expand_pixels,
+    scatter_pixels, fill_closed, scatter_planes, sum_pixels,     depthwise_tile_avx512};
 
 }  // namespace ddi
 #endif

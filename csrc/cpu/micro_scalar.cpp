@@ -85,6 +85,13 @@ void gather_planes(const T* src, int64_t channel_stride, int64_t pixels, const C
   }
 }
 
+template <class T>
+void affine_relu(int64_t pixels, int64_t channels, const T* scale, const T* shift, T* data) {
+  for (int64_t p = 0; p < pixels; ++p, data += channels) {
+    for (int64_t c = 0; c < channels; ++c) data[c] = activate(data[c] * scale[c] + shift[c], true);
+  }
+}
+
 // Never asked for: this table has no strips.
 template <class T>
 void interleave(const T*, int64_t, int, int64_t, T*) {}
@@ -104,6 +111,14 @@ void expand_pixels(const T* src, int64_t src_stride, int64_t pixels, const Chann
       dst[c] = activate(residual == nullptr ? src[i] : src[i] + residual[c], relu);
     }
     if (residual != nullptr) residual += dst_stride;
+  }
+}
+
+template <class T>
+void scatter_pixels(const T* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
+                    int64_t dst_stride, T* dst) {
+  for (int64_t p = 0; p < pixels; ++p, src += src_stride, dst += dst_stride) {
+    for (int64_t i = 0; i < set.open; ++i) dst[set.index[i]] = src[i];
   }
 }
 
@@ -166,9 +181,11 @@ constexpr Micro<T> scalar_table() {
           compress_panel<T>,
           compress_pixels<T>,
           gather_planes<T>,
+          affine_relu<T>,
           interleave<T>,
           deinterleave<T>,
           expand_pixels<T>,
+          scatter_pixels<T>,
           fill_closed<T>,
           scatter_planes<T>,
           sum_pixels<T>,

@@ -16,11 +16,6 @@ from ddi_kernels.gated_dense_layer import gated_dense_layer, gated_dense_layer_
 OP = torch.ops.ddi.gated_dense_layer.default
 OP_INPLACE = torch.ops.ddi.gated_dense_layer_.default
 
-# There is no compiled kernel yet.
-KERNELS = pytest.mark.parametrize("kernel", ("reference",), indirect=True)
-
-
-@KERNELS
 def test_typed_in_answers(kernel):
     # One pixel, three channels in, one in the middle, two new: only the centre of the 3x3 kernel counts.
     x = torch.tensor([[1.0, 2.0, -3.0], [4.0, NAN, 1.0]])[:, :, None, None]
@@ -44,7 +39,6 @@ def test_typed_in_answers(kernel):
     assert y.flatten(1).tolist() == pooled.tolist() == [[0.0, 1.0], [0.0, 1.0]]
 
 
-@KERNELS
 def test_typed_in_answers_in_place(kernel):
     buffer = torch.tensor([[1.0, 2.0, 70.0, 80.0, 90.0]])[:, :, None, None]
     layer = (torch.ones(2), torch.zeros(2), torch.ones(1, 2, 1, 1), None, torch.ones(2, 1, 3, 3), None)
@@ -91,14 +85,12 @@ def check_in_place(case: Case) -> None:
     assert same[untouched].all() and buffer.stride() == strides
 
 
-@KERNELS
 @pytest.mark.parametrize("form", [check, check_in_place], ids=["copying", "in_place"])
 @pytest.mark.parametrize("changes", single_changes(FACTORS, Case()), ids=case_id)
 def test_equals_dense_times_mask(kernel, form, changes):
     form(Case(**changes))
 
 
-@KERNELS
 @pytest.mark.parametrize("form", [check, check_in_place], ids=["copying", "in_place"])
 @pytest.mark.parametrize("changes", random_changes(FACTORS, 60))
 def test_equals_dense_times_mask_where_all_varies(kernel, form, changes):
@@ -111,7 +103,6 @@ def test_auto_takes_half_precision(form, dtype):
     form(Case(dtype=dtype, pool=True))
 
 
-@KERNELS
 def test_a_sample_with_nothing_open_reads_nothing(kernel):
     x, one, three = (
         torch.full((2, 3, 4, 4), NAN),
@@ -127,7 +118,6 @@ def test_a_sample_with_nothing_open_reads_nothing(kernel):
     assert (buffer == 7.0).all()
 
 
-@KERNELS
 def test_nan_in_open_channels_comes_out(kernel):
     x, one = torch.ones(1, 2, 5, 5), torch.ones(2)
     x[0, 1, 2, 2] = NAN
@@ -135,7 +125,6 @@ def test_nan_in_open_channels_comes_out(kernel):
     assert gated_dense_layer(x, one, one, *weights)[0].isnan().sum() == 9
 
 
-@KERNELS
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_a_block_of_layers_equals_dense_concatenation(kernel, layout):
     """Three layers in one buffer, closed channels holding NaN, with one running mask beside it."""
