@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "conv_plan.h"
+#include "micro_depthwise.h"
 
 namespace ddi {
 namespace {
@@ -42,7 +43,7 @@ struct Room {
     weight = arena.take<T>(taps * kLanes);
     phase = ceil_div(s.w + 2 * s.pad_w, s.stride_w);
     plane = arena.take<T>((s.h + 2 * s.pad_h) * phase * s.stride_w);
-    row = arena.take<T>(s.out_w());
+    out = arena.take<T>(s.out_h() * s.out_w());
   }
 
   int32_t* index;
@@ -51,7 +52,7 @@ struct Room {
   DepthwiseTap* tap;
   Span* span;  // channels_last
   T* weight;   // planes: of one channel, each tap in all lanes
-  T *plane, *row;
+  T *plane, *out;
   int64_t phase;  // planes: columns of a row that are stride_w apart, kept together
 };
 
@@ -66,7 +67,13 @@ template <class T>
 class SampleDepthwise {
  public:
   SampleDepthwise(const GatedConv2d<T>& args, const Room<T>& room, int64_t sample)
-      : a_(args), s_(args.shape), r_(room), n_(sample), out_h_(s_.out_h()), out_w_(s_.out_w()) {
+      : a_(args),
+        s_(args.shape),
+        r_(room),
+        tile_fn_(depthwise_tile<T>()),
+        n_(sample),
+        out_h_(s_.out_h()),
+        out_w_(s_.out_w()) {
     const int64_t in_groups = ceil_div(s_.ci, a_.in_group_size);
     const int64_t out_groups = ceil_div(s_.co, a_.out_group_size);
     const uint8_t* in = a_.in_open == nullptr ? nullptr : a_.in_open + n_ * in_groups;
@@ -169,7 +176,7 @@ class SampleDepthwise {
       tile.residual = residual(at + c);
       tile.out = a_.y + at + c;
       tile.lanes = static_cast<int>(std::min<int64_t>(s_.co - c, kLanes));
-      micro<T>().depthwise_tile(tile, span.end - span.begin);
+      tile_fn_(tile, span.end - span.begin);
     }
   }
 
@@ -188,6 +195,10 @@ class SampleDepthwise {
     for (int64_t y = 0; y < s_.h; ++y) {
       const T* src = a_.x + n_ * a_.x_stride[0] + c * a_.x_stride[1] + y * a_.x_stride[2];
       T* dst = r_.plane + (y + s_.pad_h) * row_numel;
+      if (s_.stride_w == 1 && a_.x_stride[3] == 1) {
+        std::copy(src, src + s_.w, dst + s_.pad_w);
+        continue;
+      }
       for (int64_t p = 0; p < s_.stride_w; ++p, dst += r_.phase) {
         // The first image column of this remainder.
         const int64_t x0 = ((p - s_.pad_w) % s_.stride_w + s_.stride_w) % s_.stride_w;
@@ -205,8 +216,10 @@ class SampleDepthwise {
     T bias[kLanes], scale[kLanes];
     std::fill_n(bias, kLanes, r_.bias[c]);
     std::fill_n(scale, kLanes, r_.scale[c]);
+    const int64_t at = y_at(c, 0, 0);
     DepthwiseTile<T> tile = {};
-    tile.in_stride = tile.out_stride = kLanes;
+    tile.in_stride = s_.stride_h * r_.phase * s_.stride_w;
+    tile.out_stride = out_w_;
     tile.tap = r_.tap;
     tile.taps = taps;
     tile.weight = r_.weight;
@@ -214,28 +227,22 @@ class SampleDepthwise {
     tile.scale = a_.scale == nullptr ? nullptr : scale;
     tile.in_open = tile.out_open = 0xffff;
     tile.relu = a_.relu && !a_.channels_last;
-    const int64_t whole = out_w_ / kLanes, rest = out_w_ % kLanes;
-    for (int64_t y = 0; y < out_h_; ++y) {
-      const int64_t at = y_at(c, y, 0);
-      tile.in = r_.plane + y * s_.stride_h * r_.phase * s_.stride_w;
-      tile.out = a_.channels_last ? r_.row : a_.y + at;
-      tile.residual = a_.channels_last ? nullptr : residual(at);
-      tile.lanes = kLanes;
-      if (whole > 0) micro<T>().depthwise_tile(tile, whole);
-      tile.lanes = static_cast<int>(rest);
-      tile.in += whole * kLanes;
-      tile.out += whole * kLanes;
-      if (tile.residual != nullptr) tile.residual += whole * kLanes;
-      if (rest > 0) micro<T>().depthwise_tile(tile, 1);
-      if (a_.channels_last) spread_row(c, y);
+    // Tiles go down a column of kLanes pixels: a row has too few for one.
+    for (int64_t x = 0; x < out_w_; x += kLanes) {
+      tile.in = r_.plane + x;
+      tile.out = (a_.channels_last ? r_.out : a_.y + at) + x;
+      tile.residual = a_.channels_last ? nullptr : residual(at + x);
+      tile.lanes = static_cast<int>(std::min<int64_t>(out_w_ - x, kLanes));
+      tile_fn_(tile, out_h_);
     }
+    if (a_.channels_last) spread_plane(c);
   }
 
-  // The row of a channel into channels_last pixels.
-  void spread_row(int64_t c, int64_t y) const {
-    for (int64_t x = 0; x < out_w_; ++x) {
-      const int64_t at = y_at(c, y, x);
-      const T v = a_.residual == nullptr ? r_.row[x] : r_.row[x] + a_.residual[at];
+  // The result of a channel into channels_last pixels.
+  void spread_plane(int64_t c) const {
+    for (int64_t i = 0; i < out_h_ * out_w_; ++i) {
+      const int64_t at = y_at(c, i / out_w_, i % out_w_);
+      const T v = a_.residual == nullptr ? r_.out[i] : r_.out[i] + a_.residual[at];
       a_.y[at] = a_.relu && v < T(0) ? T(0) : v;
     }
   }
@@ -243,6 +250,7 @@ class SampleDepthwise {
   const GatedConv2d<T>& a_;
   const Conv2dShape& s_;
   const Room<T>& r_;
+  const DepthwiseTileFn<T> tile_fn_;
   const int64_t n_, out_h_, out_w_;
   ChannelSet in_, out_;
 };
@@ -259,7 +267,7 @@ template <class T>
 int64_t depthwise_conv2d_workspace_bytes(const Conv2dShape& s, int64_t threads) {
   // In floating point first: sizes near the limits of int64_t must not wrap around.
   const double width = s.w + 2.0 * s.pad_w + s.stride_w, height = s.h + 2.0 * s.pad_h;
-  const double numel = width * (height + 5.0) + 8.0 * s.co + kLanes * 2.0 * s.kh * s.kw;
+  const double numel = 2.0 * width * (height + 5.0) + 8.0 * s.co + kLanes * 2.0 * s.kh * s.kw;
   if (numel * sizeof(T) * threads > 1e15) return -1;
   Arena size(nullptr);
   Room<T>(s, size);

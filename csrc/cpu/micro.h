@@ -11,8 +11,6 @@
 
 #include <cstdint>
 
-#include "micro_depthwise.h"
-
 namespace ddi {
 
 constexpr int kLanes = 16;
@@ -136,8 +134,6 @@ struct Micro {
   // sum[channels] = over channel-contiguous pixels, in a fixed order.
   void (*sum_pixels)(const Out* src, int64_t pixel_stride, int64_t pixels, int64_t channels,
                      Acc* sum);
-
-  void (*depthwise_tile)(const DepthwiseTile<T>& tile, int64_t outputs);
 };
 
 extern const Micro<float> kScalarF32;

@@ -407,7 +407,7 @@ namespace ddi {
 const Micro<float> kAvx2F32 = {
     {0, 6, 0, 0},   4,           conv_tile,      compress_panel, compress_pixels,
     gather_planes,  affine_relu, interleave,     deinterleave,   expand_pixels,
-    scatter_pixels, fill_closed, scatter_planes, sum_pixels,     depthwise_tile_avx2};
+    scatter_pixels, fill_closed, scatter_planes, sum_pixels};
 
 }  // namespace ddi
 #endif

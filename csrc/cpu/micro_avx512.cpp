@@ -477,7 +477,7 @@ namespace ddi {
 const Micro<float> kAvx512F32 = {
     {0, 16, 14, 9}, 4,           conv_tile,      compress_panel, compress_pixels,
     gather_planes,  affine_relu, interleave,     deinterleave,   expand_pixels,
-    scatter_pixels, fill_closed, scatter_planes, sum_pixels,     depthwise_tile_avx512};
+    scatter_pixels, fill_closed, scatter_planes, sum_pixels};
 
 }  // namespace ddi
 #endif

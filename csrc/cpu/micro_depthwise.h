@@ -31,7 +31,18 @@ struct DepthwiseTile {
   bool relu;          // keeps NaN, like torch
 };
 
-void depthwise_tile_avx2(const DepthwiseTile<float>& tile, int64_t outputs);
-void depthwise_tile_avx512(const DepthwiseTile<float>& tile, int64_t outputs);
+template <class T>
+using DepthwiseTileFn = void (*)(const DepthwiseTile<T>& tile, int64_t outputs);
+
+extern const DepthwiseTileFn<float> kDepthwiseScalarF32;
+extern const DepthwiseTileFn<double> kDepthwiseScalarF64;
+#if defined(__x86_64__)
+extern const DepthwiseTileFn<float> kDepthwiseAvx2F32;
+extern const DepthwiseTileFn<float> kDepthwiseAvx512F32;
+#endif
+
+// The function for current_isa(); float64 is always scalar.
+template <class T>
+DepthwiseTileFn<T> depthwise_tile();
 
 }  // namespace ddi

@@ -82,7 +82,7 @@ DDI_REGION_END
 
 namespace ddi {
 
-void depthwise_tile_avx2(const DepthwiseTile<float>& tile, int64_t outputs) { run(tile, outputs); }
+const DepthwiseTileFn<float> kDepthwiseAvx2F32 = run;
 
 }  // namespace ddi
 #endif

@@ -72,9 +72,7 @@ DDI_REGION_END
 
 namespace ddi {
 
-void depthwise_tile_avx512(const DepthwiseTile<float>& tile, int64_t outputs) {
-  run(tile, outputs);
-}
+const DepthwiseTileFn<float> kDepthwiseAvx512F32 = run;
 
 }  // namespace ddi
 #endif

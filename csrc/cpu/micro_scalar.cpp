@@ -2,6 +2,7 @@
 // others. Inner loops run over the kLanes columns of a panel with a constant count, which the
 // compiler vectorises for the baseline (SSE2, NEON) by itself.
 #include "micro.h"
+#include "micro_depthwise.h"
 
 namespace ddi {
 namespace {
@@ -155,7 +156,7 @@ void sum_pixels(const T* src, int64_t pixel_stride, int64_t pixels, int64_t chan
 }
 
 template <class T>
-void depthwise_tile(const DepthwiseTile<T>& t, int64_t outputs) {
+void run_depthwise(const DepthwiseTile<T>& t, int64_t outputs) {
   for (int64_t p = 0; p < outputs; ++p) {
     T acc[kLanes] = {};
     for (int64_t i = 0; i < t.taps; ++i) {
@@ -188,13 +189,14 @@ constexpr Micro<T> scalar_table() {
           scatter_pixels<T>,
           fill_closed<T>,
           scatter_planes<T>,
-          sum_pixels<T>,
-          depthwise_tile<T>};
+          sum_pixels<T>};
 }
 
 }  // namespace
 
 const Micro<float> kScalarF32 = scalar_table<float>();
 const Micro<double> kScalarF64 = scalar_table<double>();
+const DepthwiseTileFn<float> kDepthwiseScalarF32 = run_depthwise<float>;
+const DepthwiseTileFn<double> kDepthwiseScalarF64 = run_depthwise<double>;
 
 }  // namespace ddi

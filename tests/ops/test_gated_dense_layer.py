@@ -103,6 +103,42 @@ def test_auto_takes_half_precision(form, dtype):
     form(Case(dtype=dtype, pool=True))
 
 
+@pytest.mark.parametrize("form", [check, check_in_place], ids=["copying", "in_place"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_layer_in_several_blocks_of_rows(kernel, form, layout):
+    form(Case(batch=2, ci=160, middle=64, growth=32, size=(33, 40), group_size=16, layout=layout, pool=True))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_threads_change_no_bit(isa, batch):
+    case = Case(batch=batch, ci=90, middle=48, size=(19, 23), pool=True)
+    torch.manual_seed(0)
+    arguments = build(case)[0]
+    call = with_buffer(arguments, case)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        buffer = call["buffer"].clone()
+        pooled = gated_dense_layer_(**call | {"buffer": buffer})
+        results.append((*gated_dense_layer(**arguments), pooled, buffer.nan_to_num(7.0)))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_buffer_inside_a_wider_one(kernel, layout):
+    case = Case(pool=True, spare=0)
+    torch.manual_seed(0)
+    call = with_buffer(build(case)[0], case)
+    wide = lay_out(torch.full((case.batch, case.ci + case.growth + 5, *case.size), 7.0), layout)
+    part = wide[:, 2:-3]
+    part.copy_(call["buffer"])
+    pooled = gated_dense_layer_(**call)
+    assert_close(gated_dense_layer_(**call | {"buffer": part}), pooled.double())
+    assert_close(part.nan_to_num(9.0), call["buffer"].nan_to_num(9.0).double())
+    assert (wide[:, [0, 1, -3, -2, -1]] == 7.0).all()
+
+
 def test_a_sample_with_nothing_open_reads_nothing(kernel):
     x, one, three = (
         torch.full((2, 3, 4, 4), NAN),
