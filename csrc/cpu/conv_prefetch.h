@@ -38,7 +38,7 @@ class Upcoming {
  public:
   Upcoming(const T* begin, const T* end, int64_t channels, const uint8_t* open, int64_t group_size)
       : at_(begin), end_(end), channels_(channels), open_(open), group_size_(group_size) {
-    if (group_size < kLine) open_ = nullptr;
+    if (group_size < kLine || channels < kLine) open_ = nullptr;
   }
 
   // Lines to fetch with each of so many tiles; none if that would stall them.

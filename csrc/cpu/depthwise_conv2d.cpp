@@ -13,9 +13,10 @@
 namespace ddi {
 namespace {
 
+constexpr int64_t kShortRow = 4;          // outputs; too few to hide the latency of a sum
 constexpr double kMacsPerTask = 1 << 18;  // these multiplies wait for memory
 
-// Neighbouring output columns whose windows meet the image in the same taps.
+// Neighbouring output rows, or columns, whose windows meet the image in the same taps.
 struct Span {
   int64_t begin, end, first_tap, last_tap;
 };
@@ -39,7 +40,8 @@ struct Room {
     bias = arena.take<T>(words * kLanes);
     scale = arena.take<T>(words * kLanes);
     tap = arena.take<DepthwiseTap>(taps);
-    span = arena.take<Span>(s.out_w());
+    row_span = arena.take<Span>(s.out_h());
+    column_span = arena.take<Span>(s.out_w());
     weight = arena.take<T>(taps * kLanes);
     phase = ceil_div(s.w + 2 * s.pad_w, s.stride_w);
     plane = arena.take<T>((s.h + 2 * s.pad_h) * phase * s.stride_w);
@@ -50,8 +52,8 @@ struct Room {
   uint16_t *in_bits, *out_bits;
   T *bias, *scale;
   DepthwiseTap* tap;
-  Span* span;  // channels_last
-  T* weight;   // planes: of one channel, each tap in all lanes
+  Span *row_span, *column_span;  // channels_last
+  T* weight;                     // planes: of one channel, each tap in all lanes
   T *plane, *out;
   int64_t phase;  // planes: columns of a row that are stride_w apart, kept together
 };
@@ -89,14 +91,18 @@ class SampleDepthwise {
 
   // Output rows [y0, y1), lanes are channels.
   void run_rows(int64_t y0, int64_t y1) const {
-    const int64_t spans = find_spans(), words = ceil_div(s_.co, kLanes);
-    bool any_closed = false;
-    for (int64_t k = 0; k < words; ++k) any_closed |= r_.out_bits[k] == 0;
-    for (int64_t y = y0; y < y1; ++y) {
-      for (int64_t i = 0; i < spans; ++i) run_span(y, r_.span[i]);
-      if (!any_closed) continue;
-      const int64_t at = (n_ * out_h_ + y) * out_w_ * s_.co;
-      micro<T>().fill_closed(out_w_, out_, residual(at), a_.relu, s_.co, a_.y + at);
+    const int64_t rows =
+        find_spans(y0, y1, s_.stride_h, s_.pad_h, s_.dilation_h, s_.kh, s_.h, r_.row_span);
+    const int64_t columns =
+        find_spans(0, out_w_, s_.stride_w, s_.pad_w, s_.dilation_w, s_.kw, s_.w, r_.column_span);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < columns; ++j) run_spans(r_.row_span[i], r_.column_span[j]);
+    }
+    for (int64_t c = 0; c < s_.co; c += kLanes) {
+      if (r_.out_bits[c / kLanes] != 0) continue;
+      const int64_t at = y_at(0, y0, 0);
+      micro<T>().fill_closed((y1 - y0) * out_w_, out_, residual(at), a_.relu, s_.co, a_.y + at);
+      break;
     }
   }
 
@@ -130,54 +136,68 @@ class SampleDepthwise {
                             : ((n_ * s_.co + c) * out_h_ + y) * out_w_ + x;
   }
 
-  int64_t find_spans() const {
+  // Runs of outputs [begin, end) along one dimension of the image that have the same taps.
+  static int64_t find_spans(int64_t begin, int64_t end, int64_t stride, int64_t pad,
+                            int64_t dilation, int64_t taps, int64_t size, Span* spans) {
     int64_t count = 0;
-    for (int64_t x = 0; x < out_w_; ++x) {
-      Span span = {x, x + 1, 0, 0};
-      taps_inside(x * s_.stride_w - s_.pad_w, s_.dilation_w, s_.kw, s_.w, &span.first_tap,
-                  &span.last_tap);
-      Span* before = r_.span + count - 1;
-      if (count > 0 && before->first_tap == span.first_tap && before->last_tap == span.last_tap) {
-        before->end = x + 1;
+    for (int64_t i = begin; i < end; ++i) {
+      Span span = {i, i + 1, 0, 0};
+      taps_inside(i * stride - pad, dilation, taps, size, &span.first_tap, &span.last_tap);
+      Span* last = spans + count - 1;
+      if (count > 0 && last->first_tap == span.first_tap && last->last_tap == span.last_tap) {
+        last->end = i + 1;
       } else {
-        r_.span[count++] = span;
+        spans[count++] = span;
       }
     }
     return count;
   }
 
-  void run_span(int64_t y, const Span& span) const {
-    const int64_t channels = round_up(s_.co, kLanes), top = y * s_.stride_h - s_.pad_h;
-    const int64_t left = span.begin * s_.stride_w - s_.pad_w;
-    int64_t first, last, taps = 0;
-    taps_inside(top, s_.dilation_h, s_.kh, s_.h, &first, &last);
-    for (int64_t ky = first; ky < last; ++ky) {
-      for (int64_t kx = span.first_tap; kx < span.last_tap; ++kx) {
-        const int64_t row = top + ky * s_.dilation_h, column = left + kx * s_.dilation_w;
-        r_.tap[taps++] = {row * a_.x_stride[2] + column * a_.x_stride[3],
-                          (ky * s_.kw + kx) * channels};
+  // Runs of outputs go along a row; at the sides, where rows are short, down a column.
+  void run_spans(const Span& rows, const Span& columns) const {
+    const int64_t taps = list_taps(rows, columns);
+    const int64_t height = rows.end - rows.begin, width = columns.end - columns.begin;
+    const int64_t in_row = s_.stride_h * a_.x_stride[2], in_pixel = s_.stride_w * a_.x_stride[3];
+    const int64_t out_row = out_w_ * s_.co;
+    const bool down = width < std::min(height, kShortRow);
+    DepthwiseTile<T> tile = {};
+    tile.in_stride = down ? in_row : in_pixel;
+    tile.out_stride = down ? out_row : s_.co;
+    tile.tap = r_.tap;
+    tile.relu = a_.relu;
+    for (int64_t i = 0; i < (down ? width : height); ++i) {
+      const T* in = a_.x + n_ * a_.x_stride[0] + i * (down ? in_pixel : in_row);
+      const int64_t at = y_at(0, rows.begin, columns.begin) + i * (down ? s_.co : out_row);
+      for (int64_t c = 0; c < s_.co; c += kLanes) {
+        tile.in_open = r_.in_bits[c / kLanes];
+        tile.out_open = r_.out_bits[c / kLanes];
+        if (tile.out_open == 0) continue;
+        tile.in = in + c;
+        tile.taps = (tile.in_open & tile.out_open) == 0 ? 0 : taps;
+        tile.weight = a_.packed + c;
+        tile.bias = r_.bias + c;
+        tile.scale = a_.scale == nullptr ? nullptr : r_.scale + c;
+        tile.residual = residual(at + c);
+        tile.out = a_.y + at + c;
+        tile.lanes = static_cast<int>(std::min<int64_t>(s_.co - c, kLanes));
+        tile_fn_(tile, down ? height : width);
       }
     }
-    const int64_t at = y_at(0, y, span.begin);
-    DepthwiseTile<T> tile = {};
-    tile.in_stride = s_.stride_w * a_.x_stride[3];
-    tile.tap = r_.tap;
-    tile.out_stride = s_.co;
-    tile.relu = a_.relu;
-    for (int64_t c = 0; c < s_.co; c += kLanes) {
-      tile.in_open = r_.in_bits[c / kLanes];
-      tile.out_open = r_.out_bits[c / kLanes];
-      if (tile.out_open == 0) continue;
-      tile.in = a_.x + n_ * a_.x_stride[0] + c;
-      tile.taps = (tile.in_open & tile.out_open) == 0 ? 0 : taps;
-      tile.weight = a_.packed + c;
-      tile.bias = r_.bias + c;
-      tile.scale = a_.scale == nullptr ? nullptr : r_.scale + c;
-      tile.residual = residual(at + c);
-      tile.out = a_.y + at + c;
-      tile.lanes = static_cast<int>(std::min<int64_t>(s_.co - c, kLanes));
-      tile_fn_(tile, span.end - span.begin);
+  }
+
+  // The taps of the first output of two spans, from the first element of the sample.
+  int64_t list_taps(const Span& rows, const Span& columns) const {
+    const int64_t top = rows.begin * s_.stride_h - s_.pad_h;
+    const int64_t left = columns.begin * s_.stride_w - s_.pad_w;
+    int64_t taps = 0;
+    for (int64_t ky = rows.first_tap; ky < rows.last_tap; ++ky) {
+      for (int64_t kx = columns.first_tap; kx < columns.last_tap; ++kx) {
+        const int64_t row = top + ky * s_.dilation_h, column = left + kx * s_.dilation_w;
+        r_.tap[taps++] = {row * a_.x_stride[2] + column * a_.x_stride[3],
+                          (ky * s_.kw + kx) * round_up(s_.co, kLanes)};
+      }
     }
+    return taps;
   }
 
   void list_plane_taps() const {
@@ -267,7 +287,8 @@ template <class T>
 int64_t depthwise_conv2d_workspace_bytes(const Conv2dShape& s, int64_t threads) {
   // In floating point first: sizes near the limits of int64_t must not wrap around.
   const double width = s.w + 2.0 * s.pad_w + s.stride_w, height = s.h + 2.0 * s.pad_h;
-  const double numel = 2.0 * width * (height + 5.0) + 8.0 * s.co + kLanes * 2.0 * s.kh * s.kw;
+  const double numel =
+      2.0 * width * (height + 5.0) + 8.0 * s.co + 8.0 * height + kLanes * 2.0 * s.kh * s.kw;
   if (numel * sizeof(T) * threads > 1e15) return -1;
   Arena size(nullptr);
   Room<T>(s, size);

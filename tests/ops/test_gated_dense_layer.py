@@ -16,6 +16,7 @@ from ddi_kernels.gated_dense_layer import gated_dense_layer, gated_dense_layer_
 OP = torch.ops.ddi.gated_dense_layer.default
 OP_INPLACE = torch.ops.ddi.gated_dense_layer_.default
 
+
 def test_typed_in_answers(kernel):
     # One pixel, three channels in, one in the middle, two new: only the centre of the 3x3 kernel counts.
     x = torch.tensor([[1.0, 2.0, -3.0], [4.0, NAN, 1.0]])[:, :, None, None]
