@@ -115,8 +115,9 @@ class SampleDepthwise {
         run_plane(c);
         continue;
       }
+      const int64_t step = a_.channels_last ? s_.co : 1, first = y_at(c, 0, 0);
       for (int64_t i = 0; i < out_h_ * out_w_; ++i) {
-        const int64_t at = y_at(c, i / out_w_, i % out_w_);
+        const int64_t at = first + i * step;
         a_.y[at] = closed_value(residual(at), a_.relu);
       }
     }
@@ -261,7 +262,7 @@ class SampleDepthwise {
   // The result of a channel into channels_last pixels.
   void spread_plane(int64_t c) const {
     for (int64_t i = 0; i < out_h_ * out_w_; ++i) {
-      const int64_t at = y_at(c, i / out_w_, i % out_w_);
+      const int64_t at = y_at(c, 0, 0) + i * s_.co;
       const T v = a_.residual == nullptr ? r_.out[i] : r_.out[i] + a_.residual[at];
       a_.y[at] = a_.relu && v < T(0) ? T(0) : v;
     }
