@@ -28,7 +28,7 @@ from ddi_kernels.checks import (
     memory_format_of,
 )
 from ddi_kernels.dense_conv2d import dense_conv2d, prefers_dense
-from ddi_kernels.prepack_conv2d import DTYPES, packed_dtype, packed_numel
+from ddi_kernels.prepack_conv2d import DTYPES, GROUPED_DTYPES, packed_dtype, packed_numel
 from ddi_kernels.registry import Op, register, register_triton
 from ddi_kernels.triton.tiles import gated_conv2d_unsupported
 
@@ -74,13 +74,14 @@ def gated_conv2d(
             up in float32.
         weight: Tensor[Co, Ci / groups, kh, kw] of x's dtype.
         bias: Tensor[Co] of x's dtype.
-        packed: prepack_conv2d(weight), saves reordering the weights on every native call.
+        packed: prepack_conv2d(weight, groups), saves reordering the weights on every native call.
         in_mask: bool[N, ceil(Ci / in_group_size)], the open groups of input channels.
         out_mask: bool[N, ceil(Co / out_group_size)], the open groups of output channels.
         scale: Tensor[N, ceil(Co / out_group_size)] of x's dtype.
         residual: Tensor[N, Co, Ho, Wo] of x's dtype and any strides, added before the activation.
         stride, padding, dilation: as in torch.nn.functional.conv2d, ints or pairs of ints.
-        groups: convolution groups; only 1 is accelerated.
+        groups: convolution groups; depthwise (groups = Ci = Co) has a kernel of its own. float16 and bfloat16
+            have none for groups > 1: the reference runs.
         in_group_size: input channels per entry of in_mask; the last group may be short.
         out_group_size: output channels per entry of out_mask and scale.
         activation: None or "relu".
@@ -138,13 +139,13 @@ def _run(*args: Any) -> Tensor:
     return reference(*args)
 
 
-def _unsupported(x: Tensor, groups: int) -> str | None:
+def _unsupported(x: Tensor, groups: Any) -> str | None:
     if not x.is_cpu:
         return no_native_kernel(_NAME, x)
     if x.dtype not in DTYPES:
         return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}, not in {x.dtype}"
-    if groups != 1:
-        return f"it has no grouped convolution (groups={groups})"
+    if groups != 1 and x.dtype not in GROUPED_DTYPES:
+        return f"it has no grouped convolution in {x.dtype} (groups={groups})"
     return None
 
 
@@ -171,10 +172,12 @@ def check_args(
         if value is not None:
             check_like(_NAME, name, value, form, dtype, like=x)
     if packed is not None:
-        if groups != 1:
-            remedy = "Grouped convolutions have no packed form: pass packed=None."
-            raise argument_error(_NAME, "packed", describe(packed), "None for groups > 1", remedy)
-        check_like(_NAME, "packed", packed, (packed_numel(weight),), packed_dtype(x.dtype), like=x)
+        if groups != 1 and x.dtype not in GROUPED_DTYPES:
+            expected = f"None for groups > 1 in {x.dtype}"
+            remedy = "Only float32 and float64 have a packed form then: pass packed=None."
+            raise argument_error(_NAME, "packed", describe(packed), expected, remedy)
+        form = (packed_numel(weight, groups),)
+        check_like(_NAME, "packed", packed, form, packed_dtype(x.dtype), like=x)
     return shape
 
 

@@ -27,6 +27,7 @@ from ddi_kernels.block_parts import (
     pooled_dtype,
     pooled_means,
     select_open,
+    unsupported_image,
 )
 from ddi_kernels.checks import (
     argument_error,
@@ -170,17 +171,13 @@ def gated_dense_layer_(
             f"Use {_NAME}, or call under torch.no_grad()"
         )
     pooled: Tensor = dispatch(
-        _NAME_INPLACE, _OP_INPLACE, reference_, _check_args_inplace, args, _unsupported()
+        _NAME_INPLACE, _OP_INPLACE, reference_, _check_args_inplace, args, unsupported_image(buffer)
     )
     return pooled
 
 
 def _run(*args: Any) -> tuple[Tensor, Tensor]:
-    return dispatch(_NAME, _OP, reference, check_args, args, _unsupported())
-
-
-def _unsupported() -> str | None:
-    return "it has no compiled kernel yet"
+    return dispatch(_NAME, _OP, reference, check_args, args, unsupported_image(args[0]))
 
 
 def check_args(*args: Any) -> tuple[int, int, int, int]:

@@ -57,10 +57,11 @@ struct ConvPlan {
   Segment* segment;
   Cell* panels;
   Acc *bias, *scale;
-  int32_t* start;      // of integer sums, by compact panel
-  Acc* factor;         // of integer sums
-  const Cell** panel;  // weights of each compact panel
-  int64_t* panel_out;  // its first column in y, if direct_out
+  int32_t* start;            // of integer sums, by compact panel
+  Acc* factor;               // of integer sums
+  T *pre_scale, *pre_shift;  // of the open inputs, if the call has them
+  const Cell** panel;        // weights of each compact panel
+  int64_t* panel_out;        // its first column in y, if direct_out
 
   int64_t n_panels, steps, segments;
   int64_t cells;  // of the open inputs
@@ -98,6 +99,8 @@ ConvPlan<T> make_conv_plan(const Conv2dShape& s, Arena& arena) {
     plan.start = arena.take<int32_t>(panels * kLanes);
     plan.factor = arena.take<typename Types<T>::Acc>(panels * kLanes);
   }
+  plan.pre_scale = arena.take<T>(ci);
+  plan.pre_shift = arena.take<T>(ci);
   plan.panel = arena.take<const typename Types<T>::Cell*>(panels);
   plan.panel_out = arena.take<int64_t>(panels);
   return plan;
@@ -207,6 +210,12 @@ class ConvPlanner {
     const uint8_t* out = a_.out_open == nullptr ? nullptr : a_.out_open + p.sample * out_groups_;
     p.in = list_channels(in, p.group * ci_, ci_, a_.in_group_size, p.in_index, p.in_bits);
     p.out = list_channels(out, p.group * co_, co_, a_.out_group_size, p.out_index, p.out_bits);
+    if (a_.pre_scale != nullptr) {
+      for (int64_t i = 0; i < p.in.open; ++i) {
+        p.pre_scale[i] = a_.pre_scale[p.group * ci_ + p.in_index[i]];
+        p.pre_shift[i] = a_.pre_shift[p.group * ci_ + p.in_index[i]];
+      }
+    }
     p.whole_panels = true;
     for (int64_t k = 0; k < ceil_div(co_, kLanes); ++k) {
       const int lanes = static_cast<int>(std::min<int64_t>(co_ - k * kLanes, kLanes));
@@ -241,7 +250,8 @@ class ConvPlanner {
   void plan_input(ConvPlan<T>& p) const {
     p.cells = ceil_div(p.in.open, kPack);
     const bool plain = std::is_same<T, Cell>::value && s_.pad_h == 0 && s_.pad_w == 0 &&
-                       a_.x_stride[1] == 1 && p.strips == 1 && p.in.open == ci_;
+                       a_.x_stride[1] == 1 && p.strips == 1 && p.in.open == ci_ &&
+                       a_.pre_scale == nullptr;
     p.direct_in = a_.from_interior || plain;
     p.pixel_stride = p.cells * p.strips;
     if (a_.from_interior) {

@@ -29,10 +29,10 @@ class Ahead {
   const Cell* next() { return next_ < count_ ? panels_[next_++] : nullptr; }
 
  private:
-  static constexpr int kMost = 8;
+  static constexpr unsigned kMost = 8;
   const Cell* panels_[kMost];
   const Cell* last_ = nullptr;
-  int count_ = 0, next_ = 0;
+  unsigned count_ = 0, next_ = 0;
 };
 
 // The inputs of the next block, fetched into L2 a few lines with every tile of this one. Only of
@@ -42,7 +42,7 @@ class Upcoming {
  public:
   Upcoming(const T* begin, const T* end, int64_t channels, const uint8_t* open, int64_t group_size)
       : at_(begin), end_(end), channels_(channels), open_(open), group_size_(group_size) {
-    if (group_size < kLine) open_ = nullptr;
+    if (group_size < kLine || channels < kLine) open_ = nullptr;
   }
 
   // Lines to fetch with each of so many tiles; none if that would stall them.

@@ -30,7 +30,7 @@ inline bool is_open(const ChannelSet& set, int64_t c) {
 template <class T>
 void fill_planes(const GatedConv2d<T>& args, const ConvPlan<T>& p, const Result<T>& r) {
   using Acc = typename Types<T>::Acc;
-  const int64_t plane = args.shape.out_h() * args.shape.out_w();
+  const int64_t plane = args.out_stride();
   for (int64_t c = 0; c < p.out.channels; ++c) {
     if (is_open(p.out, c)) continue;
     for (int64_t i = r.at + c * plane; i < r.at + c * plane + r.pixels; ++i) {
@@ -79,7 +79,7 @@ void quantize_pixels(const GatedConv2d<T>& args, const ConvPlan<T>& p, const Res
 template <class T>
 void write_result(const GatedConv2d<T>& args, const ConvPlan<T>& p, const Result<T>& r,
                   typename Types<T>::Acc* room, int64_t numel) {
-  const int64_t co = args.shape.co, plane = args.shape.out_h() * args.shape.out_w();
+  const int64_t co = args.shape.co, stride = args.out_stride();
   if constexpr (Types<T>::kInteger) {
     if (args.y == nullptr) {
       const int64_t most = numel / (args.channels_last ? co : 1);
@@ -91,14 +91,18 @@ void write_result(const GatedConv2d<T>& args, const ConvPlan<T>& p, const Result
       return;
     }
   }
-  if (args.channels_last) {
-    micro<T>().expand_pixels(r.data, r.stride, r.pixels, p.out, residual_at(args, r.at), args.relu,
-                             co, args.y + r.at);
+  if (args.channels_last && args.leave_closed) {
+    micro<T>().scatter_pixels(r.data, r.stride, r.pixels, p.out, stride, args.y + r.at);
     return;
   }
-  micro<T>().scatter_planes(r.data, r.stride, r.pixels, p.out, plane, residual_at(args, r.at),
+  if (args.channels_last) {
+    micro<T>().expand_pixels(r.data, r.stride, r.pixels, p.out, residual_at(args, r.at), args.relu,
+                             stride, args.y + r.at);
+    return;
+  }
+  micro<T>().scatter_planes(r.data, r.stride, r.pixels, p.out, stride, residual_at(args, r.at),
                             args.relu, args.y + r.at);
-  fill_planes(args, p, r);
+  if (!args.leave_closed) fill_planes(args, p, r);
 }
 
 }  // namespace ddi

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "micro.h"
+#include "pool_sample.h"
 
 namespace ddi {
 namespace {
@@ -45,23 +45,6 @@ ConvChain<T> make_chain(const GatedBlock<T>& b) {
   return chain;
 }
 
-template <class T>
-void pool_sample(const GatedBlock<T>& b, int64_t n, int64_t channels, int64_t pixels) {
-  const T* y = b.y + n * channels * pixels;
-  T* mean = b.pooled + n * channels;
-  if (b.channels_last) {
-    micro<T>().sum_pixels(y, channels, pixels, channels, mean);
-  } else {
-    for (int64_t c = 0; c < channels; ++c) {
-      T chains[8] = {};
-      for (int64_t i = 0; i < pixels; ++i) chains[i % 8] += y[c * pixels + i];
-      mean[c] = 0;
-      for (const T chain : chains) mean[c] += chain;
-    }
-  }
-  for (int64_t c = 0; c < channels; ++c) mean[c] /= static_cast<T>(pixels);
-}
-
 }  // namespace
 
 template <class T>
@@ -82,7 +65,9 @@ void gated_block(const GatedBlock<T>& block, int64_t threads, const ParallelFor&
     if (!kept && block.x_pooled != nullptr) {
       std::copy_n(block.x_pooled + n * channels, channels, block.pooled + n * channels);
     } else {
-      pool_sample(block, n, channels, h * w);
+      const int64_t stride = block.channels_last ? channels : h * w;
+      pool_sample(block.y + n * numel, block.channels_last, stride, channels, h * w,
+                  block.pooled + n * channels);
     }
   };
   conv_chain(chain, threads, parallel_for, workspace);

@@ -1,12 +1,18 @@
-// A chain of one convolution.
+// A chain of one convolution; depthwise ones have a driver of their own.
 #include "gated_conv2d.h"
 
 #include "conv_chain.h"
+#include "depthwise_conv2d.h"
 
 namespace ddi {
 
 template <class T>
 int64_t gated_conv2d_workspace_bytes(const Conv2dShape& shape, int64_t threads) {
+  if constexpr (kHasDepthwise<T>) {
+    if (is_depthwise(shape.ci, shape.co, shape.groups)) {
+      return depthwise_conv2d_workspace_bytes<T>(shape, threads);
+    }
+  }
   ConvChain<T> chain;
   chain.conv[0].shape = shape;
   chain.count = 1;
@@ -16,6 +22,11 @@ int64_t gated_conv2d_workspace_bytes(const Conv2dShape& shape, int64_t threads) 
 template <class T>
 void gated_conv2d(const GatedConv2d<T>& args, int64_t threads, const ParallelFor& parallel_for,
                   void* workspace) {
+  if constexpr (kHasDepthwise<T>) {
+    if (is_depthwise(args.shape.ci, args.shape.co, args.shape.groups)) {
+      return depthwise_conv2d(args, threads, parallel_for, workspace);
+    }
+  }
   ConvChain<T> chain;
   chain.conv[0] = args;
   chain.count = 1;

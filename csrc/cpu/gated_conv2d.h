@@ -51,6 +51,21 @@ struct GatedConv2d {
   bool from_interior = false;
   bool to_interior = false;
   int64_t halo_h = 0, halo_w = 0;  // of what is written
+  // [ci] or nullptr: relu(pre_scale * x + pre_shift) takes the place of open inputs, not of
+  // padding.
+  const T *pre_scale = nullptr, *pre_shift = nullptr;
+  // Where y is a part of a larger tensor, without a residual: from sample to sample, and from pixel
+  // to pixel if channels_last, else from plane to plane. 0: y is dense.
+  int64_t y_sample_stride = 0, y_stride = 0;
+  bool leave_closed = false;  // closed outputs are not written; only without residual and relu
+
+  int64_t out_stride() const {
+    if (y_stride != 0) return y_stride;
+    return channels_last ? shape.co : shape.out_h() * shape.out_w();
+  }
+  int64_t out_sample_stride() const {
+    return y_sample_stride != 0 ? y_sample_stride : shape.co * shape.out_h() * shape.out_w();
+  }
 };
 
 // Room that a call needs with up to `threads` tasks at a time; aligned to 64 bytes by the caller.

@@ -91,9 +91,10 @@ class SampleConv {
       if (p.strips > 1 && p.out.open > 0) join_strips(p, y0, y1, room);
     } else if (!p.direct_out) {
       expand(p, y0, y1, room);
-    } else if (p.out.open < co_) {
+    } else if (p.out.open < co_ && !a_.leave_closed) {
       const int64_t at = y_offset(p, y0);
-      micro_.fill_closed((y1 - y0) * out_w_, p.out, residual(at), a_.relu, s_.co, a_.y + at);
+      micro_.fill_closed((y1 - y0) * out_w_, p.out, residual(at), a_.relu, a_.out_stride(),
+                         a_.y + at);
     }
   }
 
@@ -111,9 +112,9 @@ class SampleConv {
 
  private:
   int64_t y_offset(const ConvPlan<T>& p, int64_t row) const {
-    const int64_t pixels = p.sample * out_h_ * out_w_, channel = p.group * co_;
-    return a_.channels_last ? (pixels + row * out_w_) * s_.co + channel
-                            : pixels * s_.co + channel * out_h_ * out_w_ + row * out_w_;
+    const int64_t first = p.sample * a_.out_sample_stride(), channel = p.group * co_;
+    return a_.channels_last ? first + row * out_w_ * a_.out_stride() + channel
+                            : first + channel * a_.out_stride() + row * out_w_;
   }
 
   const Out* residual(int64_t at) const {
@@ -161,6 +162,11 @@ class SampleConv {
     } else {
       gather_strided(p, src, dst);
     }
+    if constexpr (kSameIn) {
+      if (a_.pre_scale != nullptr) {
+        micro_.affine_relu(s_.w, p.in.open, p.pre_scale, p.pre_shift, dst);
+      }
+    }
     dst += s_.w * p.cells;
     std::fill(dst, dst + side, Types<T>::kZero);
   }
@@ -198,7 +204,7 @@ class SampleConv {
     tile.segments = p.segments;
     tile.row = p.listed ? p.row : nullptr;
     tile.ahead_row = p.row;
-    tile.out_stride = p.direct_out ? s_.co : p.n_panels * kLanes;
+    tile.out_stride = p.direct_out ? a_.out_stride() : p.n_panels * kLanes;
     tile.relu = (p.direct_out || a_.to_interior) && a_.relu;
     const int64_t at = p.direct_out ? y_offset(p, y0) : 0;
     const bool to_interior = a_.to_interior && p.strips == 1;

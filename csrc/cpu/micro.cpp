@@ -1,7 +1,8 @@
-// Picks the micro-kernel table of the instruction set in force.
+// Picks the micro-kernels of the instruction set in force.
 #include "micro.h"
 
 #include "isa.h"
+#include "micro_depthwise.h"
 
 namespace ddi {
 
@@ -52,6 +53,12 @@ template <>
 const Micro<int8_t>& micro<int8_t>() {
   return pick(kScalarInt8, kAvx2Int8, kAvx2Int8, kAvx512Int8, kAvx512Int8);
 }
+
+template <>
+DepthwiseTileFn<float> depthwise_tile<float>() {
+  return pick(kDepthwiseScalarF32, kDepthwiseAvx2F32, kDepthwiseAvx512F32, kDepthwiseAvx512F32,
+              kDepthwiseAvx512F32);
+}
 #else
 template <>
 const Micro<float>& micro<float>() {
@@ -72,6 +79,16 @@ template <>
 const Micro<int8_t>& micro<int8_t>() {
   return kScalarInt8;
 }
+
+template <>
+DepthwiseTileFn<float> depthwise_tile<float>() {
+  return kDepthwiseScalarF32;
+}
 #endif
+
+template <>
+DepthwiseTileFn<double> depthwise_tile<double>() {
+  return kDepthwiseScalarF64;
+}
 
 }  // namespace ddi

@@ -147,6 +147,10 @@ struct Micro {
   void (*gather_planes)(const T* src, int64_t channel_stride, int64_t pixels, const ChannelSet& set,
                         Cell* dst);
 
+  // data[pixels][channels] = relu(scale * data + shift), both by channel, in place. Keeps NaN. Of
+  // float and double, else nullptr.
+  void (*affine_relu)(int64_t pixels, int64_t channels, const T* scale, const T* shift, T* data);
+
   // dst[i * strips + s] = src[s * src_stride + i]. May read and write up to kLanes * strips past
   // the end.
   void (*interleave)(const Cell* src, int64_t src_stride, int strips, int64_t count, Cell* dst);
@@ -159,6 +163,11 @@ struct Micro {
   // their end.
   void (*expand_pixels)(const Acc* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
                         const Out* residual, bool relu, int64_t dst_stride, Out* dst);
+
+  // The open channels of the same, without residual and activation; writes no other element. Of
+  // float and double, else nullptr.
+  void (*scatter_pixels)(const Acc* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
+                         int64_t dst_stride, Out* dst);
 
   // The words of set.bits without an open channel of the same.
   void (*fill_closed)(int64_t pixels, const ChannelSet& set, const Out* residual, bool relu,

@@ -35,6 +35,32 @@ struct MultiplyFloats {
   }
 };
 
+void affine_relu(int64_t pixels, int64_t channels, const float* scale, const float* shift,
+                 float* data) {
+  for (int64_t c = 0; c < channels; c += kHalf) {
+    const int64_t n = channels - c;
+    const __m256 a = load_first(scale + c, n), b = load_first(shift + c, n);
+    for (int64_t p = 0; p < pixels; ++p) {
+      float* at = data + p * channels + c;
+      store_first(at, n, activate(_mm256_fmadd_ps(load_first(at, n), a, b), true));
+    }
+  }
+}
+
+void scatter_pixels(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
+                    int64_t dst_stride, float* dst) {
+  for (int64_t p = 0; p < pixels; ++p, src += src_stride, dst += dst_stride) {
+    const float* s = src;
+    for (int64_t c = 0; c < set.channels; c += kHalf) {
+      const uint32_t mask = (set.bits[c / kLanes] >> (c % kLanes)) & 0xffu;
+      const __m256i lanes = lanes_of(kPermutations.spread[mask]);
+      const __m256i open = _mm256_cmpgt_epi32(lanes, _mm256_set1_epi32(-1));
+      _mm256_maskstore_ps(dst + c, open, _mm256_permutevar8x32_ps(_mm256_loadu_ps(s), lanes));
+      s += __builtin_popcount(mask);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace ddi
 DDI_REGION_END
@@ -47,9 +73,11 @@ const Micro<float> kAvx2F32 = {{0, 6, 0, 0},
                                compress_panel<float>,
                                compress_pixels<float>,
                                gather_planes<float>,
+                               affine_relu,
                                interleave,
                                deinterleave,
                                expand_pixels<float>,
+                               scatter_pixels,
                                fill_closed<float>,
                                scatter_planes<float>,
                                sum_pixels<float>,
@@ -62,9 +90,11 @@ const Micro<half> kAvx2F16 = {{0, 6, 0, 0},
                               compress_panel<half>,
                               compress_pixels<half>,
                               gather_planes<half>,
+                              nullptr,
                               interleave,
                               deinterleave,
                               expand_pixels<half>,
+                              nullptr,
                               fill_closed<half>,
                               scatter_planes<half>,
                               sum_pixels<half>,

@@ -69,6 +69,36 @@ void compress_panel(const PanelMove<float>* moves, int n_moves, const int32_t* r
   }
 }
 
+void affine_relu(int64_t pixels, int64_t channels, const float* scale, const float* shift,
+                 float* data) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const __mmask16 lanes = first_lanes(channels - c);
+    const __m512 a = load_lanes(scale + c, lanes), b = load_lanes(shift + c, lanes);
+    for (int64_t p = 0; p < pixels; ++p) {
+      float* at = data + p * channels + c;
+      store_lanes(at, lanes, activate(_mm512_fmadd_ps(load_lanes(at, lanes), a, b), true));
+    }
+  }
+}
+
+void scatter_pixels(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
+                    int64_t dst_stride, float* dst) {
+  int64_t k = 0, open = 0;
+  while (open < set.open) {
+    const Words w = next_words(set, &k, &open);
+    __m512i from[kWords];
+    for (int i = 0; i < w.count; ++i) from[i] = unpacking(w.mask[i]);
+    for (int64_t p = 0; p < pixels; ++p) {
+      const float* s = src + p * src_stride;
+      float* d = dst + p * dst_stride;
+      for (int i = 0; i < w.count; ++i) {
+        const __m512 v = _mm512_permutexvar_ps(from[i], _mm512_loadu_ps(s + w.at[i]));
+        store_lanes(d + w.channel[i], w.mask[i], v);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace ddi
 DDI_REGION_END
@@ -81,9 +111,11 @@ const Micro<float> kAvx512F32 = {{0, 16, 14, 9},
                                  compress_panel,
                                  compress_pixels<float>,
                                  gather_planes<float>,
+                                 affine_relu,
                                  interleave,
                                  deinterleave,
                                  expand_pixels<float>,
+                                 scatter_pixels,
                                  fill_closed<float>,
                                  scatter_planes<float>,
                                  sum_pixels<float>,
@@ -96,9 +128,11 @@ const Micro<half> kAvx512F16 = {{0, 16, 14, 9},
                                 compress_panel,
                                 compress_pixels<half>,
                                 gather_planes<half>,
+                                nullptr,
                                 interleave,
                                 deinterleave,
                                 expand_pixels<half>,
+                                nullptr,
                                 fill_closed<half>,
                                 scatter_planes<half>,
                                 sum_pixels<half>,

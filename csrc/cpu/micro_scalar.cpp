@@ -5,6 +5,7 @@
 
 #include "cells.h"
 #include "micro.h"
+#include "micro_depthwise.h"
 
 namespace ddi {
 namespace {
@@ -147,6 +148,13 @@ void gather_planes(const T* src, int64_t channel_stride, int64_t pixels, const C
   }
 }
 
+template <class T>
+void affine_relu(int64_t pixels, int64_t channels, const T* scale, const T* shift, T* data) {
+  for (int64_t p = 0; p < pixels; ++p, data += channels) {
+    for (int64_t c = 0; c < channels; ++c) data[c] = activate(data[c] * scale[c] + shift[c], true);
+  }
+}
+
 // Never asked for: these tables have no strips.
 template <class V>
 void interleave(const V*, int64_t, int, int64_t, V*) {}
@@ -167,6 +175,14 @@ void expand_pixels(const Acc* src, int64_t src_stride, int64_t pixels, const Cha
       round_to(activate(v, relu), dst + c);
     }
     if (residual != nullptr) residual += dst_stride;
+  }
+}
+
+template <class T>
+void scatter_pixels(const T* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
+                    int64_t dst_stride, T* dst) {
+  for (int64_t p = 0; p < pixels; ++p, src += src_stride, dst += dst_stride) {
+    for (int64_t i = 0; i < set.open; ++i) dst[set.index[i]] = src[i];
   }
 }
 
@@ -229,6 +245,25 @@ void quantize(const float* src, int64_t count, float scale, int8_t* dst) {
 }
 
 template <class T>
+void run_depthwise(const DepthwiseTile<T>& t, int64_t outputs) {
+  for (int64_t p = 0; p < outputs; ++p) {
+    T acc[kLanes] = {};
+    for (int64_t i = 0; i < t.taps; ++i) {
+      const T *x = t.in + p * t.in_stride + t.tap[i].in, *w = t.weight + t.tap[i].weight;
+      for (int l = 0; l < t.lanes; ++l) acc[l] += x[l] * w[l];
+    }
+    for (int l = 0; l < t.lanes; ++l) {
+      const int64_t at = p * t.out_stride + l;
+      T v = ((t.in_open >> l) & 1u ? acc[l] : T(0)) + t.bias[l];
+      if (t.scale != nullptr) v *= t.scale[l];
+      if (((t.out_open >> l) & 1u) == 0) v = T(0);
+      if (t.residual != nullptr) v += t.residual[at];
+      t.out[at] = activate(v, t.relu);
+    }
+  }
+}
+
+template <class T>
 constexpr Micro<T> scalar_table() {
   using Acc = typename Types<T>::Acc;
   using Out = typename Types<T>::Out;
@@ -238,9 +273,11 @@ constexpr Micro<T> scalar_table() {
           compress_panel<T>,
           compress_pixels<T>,
           gather_planes<T>,
+          nullptr,
           interleave<typename Types<T>::Cell>,
           deinterleave<Acc>,
           expand_pixels<Acc, Out>,
+          nullptr,
           fill_closed<Acc, Out>,
           scatter_planes<Acc, Out>,
           sum_pixels<Acc, Out>,
@@ -248,12 +285,23 @@ constexpr Micro<T> scalar_table() {
           Types<T>::kInteger ? quantize : nullptr};
 }
 
+// With what only float and double have.
+template <class T>
+constexpr Micro<T> real_table() {
+  Micro<T> table = scalar_table<T>();
+  table.affine_relu = affine_relu<T>;
+  table.scatter_pixels = scatter_pixels<T>;
+  return table;
+}
+
 }  // namespace
 
-const Micro<float> kScalarF32 = scalar_table<float>();
-const Micro<double> kScalarF64 = scalar_table<double>();
+const Micro<float> kScalarF32 = real_table<float>();
+const Micro<double> kScalarF64 = real_table<double>();
 const Micro<half> kScalarF16 = scalar_table<half>();
 const Micro<bf16> kScalarBf16 = scalar_table<bf16>();
 const Micro<int8_t> kScalarInt8 = scalar_table<int8_t>();
+const DepthwiseTileFn<float> kDepthwiseScalarF32 = run_depthwise<float>;
+const DepthwiseTileFn<double> kDepthwiseScalarF64 = run_depthwise<double>;
 
 }  // namespace ddi

@@ -1,9 +1,13 @@
-// Packs convolution weights into the panels that the micro-kernels read: panels of kLanes output
-// channels, [ceil(co / kLanes)][kh][kw][ceil(ci / kPack)][kLanes][kPack] with the kPack of the type
-// (1 for floats, 2 for bf16, 4 for int8), padded with zeros. fp16 becomes float. The layout is the
-// same for every instruction set, so a packed weight may be stored.
+// Packs convolution weights into the panels that the micro-kernels read: for every convolution
+// group panels of kLanes output channels, [ceil(co / kLanes)][kh][kw][ceil(ci / kPack)][kLanes]
+// [kPack] with the kPack of the type (1 for floats, 2 for bf16, 4 for int8), padded with zeros.
+// fp16 becomes float. A depthwise convolution of float or double, whose groups are single channels,
+// has [kh][kw][channels], padded to whole lanes. The layout is the same for every instruction set,
+// so a packed weight may be stored.
 #pragma once
 
+#include "arena.h"
+#include "depthwise_conv2d.h"
 #include "micro.h"
 #include "parallel.h"
 
@@ -11,16 +15,19 @@ namespace ddi {
 
 template <class T>
 struct PrepackConv2d {
-  int64_t co, ci, kh, kw;
+  int64_t co, ci, kh, kw;  // of the weight: ci of one convolution group
   const T* weight;
   int64_t stride[4];  // of co, ci, kh, kw, in elements
+  int64_t groups = 1;
 };
 
 // Weights that the packed form has room for.
 template <class T = float>
-int64_t prepack_conv2d_numel(int64_t co, int64_t ci, int64_t kh, int64_t kw) {
+int64_t prepack_conv2d_numel(int64_t co, int64_t ci, int64_t kh, int64_t kw, int64_t groups = 1) {
   constexpr int64_t kPack = Types<T>::kPack;
-  return (co + kLanes - 1) / kLanes * kLanes * kh * kw * ((ci + kPack - 1) / kPack * kPack);
+  if (kHasDepthwise<T> && is_depthwise(ci * groups, co, groups))
+    return kh * kw * round_up(co, kLanes);
+  return groups * round_up(co / groups, kLanes) * kh * kw * round_up(ci, kPack);
 }
 
 template <class T>

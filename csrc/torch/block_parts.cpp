@@ -6,7 +6,6 @@
 #include <vector>
 
 namespace ddi {
-namespace {
 
 OptionalTensor check_by_sample(const char* op, const std::string& name, const OptionalTensor& t,
                                ScalarType dtype, const std::vector<int64_t>& shape) {
@@ -17,19 +16,18 @@ OptionalTensor check_by_sample(const char* op, const std::string& name, const Op
   return as_dense(*t, MemoryFormat::Contiguous);
 }
 
-void check_image(const char* op, const Tensor& x) {
-  check_cpu(op, "x", x);
-  check_dim(op, "x", x, 4, "[N, Ci, H, W]");
-  check_real(op, "x", x);
+void check_image(const char* op, const char* name, const Tensor& x) {
+  check_cpu(op, name, x);
+  check_dim(op, name, x, 4, "[N, C, H, W]");
+  check_real(op, name, x);
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1;
   for (int64_t d = 0; d < 4; ++d) {
-    STD_TORCH_CHECK(x.size(d) >= (d == 0 ? 0 : 1) && x.size(d) <= kMost, op, ": x has shape ",
-                    shape_of(x),
+    STD_TORCH_CHECK(x.size(d) >= (d == 0 ? 0 : 1) && x.size(d) <= kMost, op, ": ", name,
+                    " has shape ", shape_of(x),
                     "; every dimension but the batch must be at least 1, all less than 2^31");
   }
 }
 
-// Fills in the shape of a convolution of an image [n, ci, h, w] and makes its tensors dense.
 void check_conv(const char* op, const Tensor& x, BlockConv& conv, int64_t ci, int64_t h, int64_t w,
                 int64_t kernel, int64_t stride) {
   const auto name = [&](const char* part) { return conv.prefix + part + conv.number; };
@@ -56,6 +54,8 @@ void check_conv(const char* op, const Tensor& x, BlockConv& conv, int64_t ci, in
   conv.scale = check_by_sample(op, mask + "_scale", conv.scale, dtype, gates);
 }
 
+namespace {
+
 void check_parts(BlockParts& p, int64_t co) {
   const int64_t n = p.x.size(0), ci = p.x.size(1);
   if (!p.shortcut_weight.has_value()) {
@@ -73,25 +73,6 @@ void check_parts(BlockParts& p, int64_t co) {
   p.keep = check_by_sample(p.op, "keep", p.keep, ScalarType::Bool, {n});
   p.keep_scale = check_by_sample(p.op, "keep_scale", p.keep_scale, dtype, {n});
   p.x_pooled = check_by_sample(p.op, "x_pooled", p.x_pooled, dtype, {n, ci});
-}
-
-template <class T>
-const T* data(const OptionalTensor& t) {
-  return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
-}
-
-template <class T>
-GatedConv2d<T> conv_of(const BlockConv& c, const BlockConv* before) {
-  GatedConv2d<T> conv = {};
-  conv.shape = c.shape;
-  conv.packed = data<T>(c.packed);
-  conv.bias = data<T>(c.bias);
-  conv.in_open = before == nullptr ? nullptr : data<uint8_t>(before->mask);
-  conv.in_group_size = before == nullptr ? 1 : before->group_size;
-  conv.out_open = data<uint8_t>(c.mask);
-  conv.out_group_size = c.group_size;
-  conv.scale = data<T>(c.scale);
-  return conv;
 }
 
 template <class T>
@@ -122,7 +103,7 @@ void run(const BlockParts& p, const std::vector<BlockConv>& branch, const BlockC
 }  // namespace
 
 std::tuple<Tensor, Tensor> run_block(BlockParts p, std::vector<BlockConv> branch) {
-  check_image(p.op, p.x);
+  check_image(p.op, "x", p.x);
   int64_t ci = p.x.size(1), h = p.x.size(2), w = p.x.size(3);
   for (BlockConv& conv : branch) {
     check_conv(p.op, p.x, conv, ci, h, w, conv.shape.kh, conv.shape.stride_h);

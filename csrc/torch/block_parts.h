@@ -2,9 +2,12 @@
 // branch, allocation, the call of the driver.
 #pragma once
 
+#include <vector>
+
 #include "../cpu/gated_block.h"
 #include "../cpu/prepack_conv2d.h"
 #include "common.h"
+#include "conv2d_args.h"
 #include "prepack_conv2d.h"
 
 namespace ddi {
@@ -18,6 +21,32 @@ struct BlockConv {
   int64_t group_size = 1;
   Conv2dShape shape = {};
 };
+
+// A small tensor of this dtype and shape, made dense; none stays none.
+OptionalTensor check_by_sample(const char* op, const std::string& name, const OptionalTensor& t,
+                               ScalarType dtype, const std::vector<int64_t>& shape);
+
+// An image whose sizes and dtype the drivers take.
+void check_image(const char* op, const char* name, const Tensor& x);
+
+// Fills in the shape of a convolution of an image [n, ci, h, w] and makes its tensors dense.
+void check_conv(const char* op, const Tensor& x, BlockConv& conv, int64_t ci, int64_t h, int64_t w,
+                int64_t kernel, int64_t stride);
+
+// As the drivers take it; `before` is the convolution whose open outputs are its inputs.
+template <class T>
+GatedConv2d<T> conv_of(const BlockConv& c, const BlockConv* before) {
+  GatedConv2d<T> conv = {};
+  conv.shape = c.shape;
+  conv.packed = data<T>(c.packed);
+  conv.bias = data<T>(c.bias);
+  conv.in_open = before == nullptr ? nullptr : data<uint8_t>(before->mask);
+  conv.in_group_size = before == nullptr ? 1 : before->group_size;
+  conv.out_open = data<uint8_t>(c.mask);
+  conv.out_group_size = c.group_size;
+  conv.scale = data<T>(c.scale);
+  return conv;
+}
 
 // The parts of a residual block around its branch.
 struct BlockParts {

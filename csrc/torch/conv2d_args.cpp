@@ -26,9 +26,6 @@ Conv2dShape check_conv2d(const char* op, const Tensor& x, const Tensor& weight,
   check_pair(op, "stride", stride, 1);
   check_pair(op, "padding", padding, 0);
   check_pair(op, "dilation", dilation, 1);
-  STD_TORCH_CHECK(groups == 1, op, ": groups is ", groups,
-                  "; the native CPU kernel takes groups = 1, others go through ddi_kernels.", op,
-                  ", which uses the reference for them");
   for (int64_t d = 0; d < 4; ++d) {
     constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1;
     STD_TORCH_CHECK(weight.size(d) >= 1 && weight.size(d) <= kMost, op, ": weight has shape ",
@@ -38,12 +35,15 @@ Conv2dShape check_conv2d(const char* op, const Tensor& x, const Tensor& weight,
                     "; every dimension but the batch must be at least 1, all less "
                     "than 2^31");
   }
-  STD_TORCH_CHECK(x.size(1) == weight.size(1), op, ": x has ", x.size(1), " channels (shape ",
-                  shape_of(x), "), but weight has shape ", shape_of(weight),
-                  "; expected Ci to agree");
-  const Conv2dShape s = {x.size(0),      x.size(1),      x.size(2),  x.size(3), weight.size(0),
-                         weight.size(2), weight.size(3), stride[0],  stride[1], padding[0],
-                         padding[1],     dilation[0],    dilation[1]};
+  STD_TORCH_CHECK(groups >= 1 && groups <= weight.size(0), op, ": groups is ", groups,
+                  "; expected at least 1 and a divisor of weight's ", weight.size(0), " channels");
+  STD_TORCH_CHECK(x.size(1) == weight.size(1) * groups && weight.size(0) % groups == 0, op,
+                  ": x has ", x.size(1), " channels (shape ", shape_of(x),
+                  "), but weight has shape ", shape_of(weight), " and groups is ", groups,
+                  "; expected Ci to agree and Co to be a multiple of groups");
+  const Conv2dShape s = {x.size(0),      x.size(1),      x.size(2),   x.size(3), weight.size(0),
+                         weight.size(2), weight.size(3), stride[0],   stride[1], padding[0],
+                         padding[1],     dilation[0],    dilation[1], groups};
   STD_TORCH_CHECK(s.h + 2 * s.pad_h > s.dilation_h * (s.kh - 1) &&
                       s.w + 2 * s.pad_w > s.dilation_w * (s.kw - 1),
                   op, ": the kernel, ", shape_of({s.kh, s.kw}), " with dilation ",

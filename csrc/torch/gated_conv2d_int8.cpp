@@ -98,6 +98,9 @@ Tensor gated_conv2d_int8_cpu(const Tensor& x, const Tensor& weight, const Tensor
                              const std::vector<int64_t>& padding,
                              const std::vector<int64_t>& dilation, int64_t groups,
                              int64_t in_group_size, int64_t out_group_size, bool relu) {
+  STD_TORCH_CHECK(groups == 1, kOp, ": groups is ", groups,
+                  "; the native CPU kernel takes groups = 1, others go through "
+                  "ddi_kernels.gated_conv2d_int8, which uses the reference for them");
   const Conv2dShape s = check_conv2d(kOp, x, weight, stride, padding, dilation, groups);
   check_scale("x_scale", x_scale);
   if (out_scale.has_value()) check_scale("out_scale", *out_scale);

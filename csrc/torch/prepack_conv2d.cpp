@@ -7,14 +7,15 @@ namespace ddi {
 namespace {
 
 template <class T>
-void pack(const Tensor& weight, Tensor& packed) {
+void pack(const Tensor& weight, int64_t groups, Tensor& packed) {
   const PrepackConv2d<T> args = {
       weight.size(0),
       weight.size(1),
       weight.size(2),
       weight.size(3),
       static_cast<const T*>(weight.const_data_ptr()),
-      {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)}};
+      {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)},
+      groups};
   prepack_conv2d<T>(args, parallel_tasks,
                     static_cast<typename Types<T>::Cell*>(packed.mutable_data_ptr()));
 }
@@ -25,39 +26,45 @@ ScalarType packed_dtype(ScalarType weight) {
   return weight == ScalarType::Half ? ScalarType::Float : weight;
 }
 
-int64_t packed_conv2d_numel(ScalarType weight, int64_t co, int64_t ci, int64_t kh, int64_t kw) {
-  if (weight == ScalarType::BFloat16) return prepack_conv2d_numel<bf16>(co, ci, kh, kw);
-  if (weight == ScalarType::Char) return prepack_conv2d_numel<int8_t>(co, ci, kh, kw);
-  return prepack_conv2d_numel<float>(co, ci, kh, kw);
+int64_t packed_conv2d_numel(ScalarType weight, int64_t co, int64_t ci, int64_t kh, int64_t kw,
+                            int64_t groups) {
+  if (weight == ScalarType::BFloat16) return prepack_conv2d_numel<bf16>(co, ci, kh, kw, groups);
+  if (weight == ScalarType::Char) return prepack_conv2d_numel<int8_t>(co, ci, kh, kw, groups);
+  return prepack_conv2d_numel<float>(co, ci, kh, kw, groups);
 }
 
 Tensor prepack_conv2d_cpu(const Tensor& weight, int64_t groups) {
   constexpr const char* kOp = "prepack_conv2d";
   check_dim(kOp, "weight", weight, 4, "[Co, Ci / groups, kh, kw]");
   const ScalarType dtype = weight.scalar_type();
-  if (!is_half(dtype) && dtype != ScalarType::Char) check_real(kOp, "weight", weight);
-  STD_TORCH_CHECK(groups == 1, kOp, ": groups is ", groups,
-                  "; the native CPU kernel takes groups = 1, leave the weight unpacked otherwise");
+  const bool real = !is_half(dtype) && dtype != ScalarType::Char;
+  if (real) check_real(kOp, "weight", weight);
+  STD_TORCH_CHECK(groups == 1 || real, kOp, ": groups is ", groups,
+                  "; the native CPU kernel groups float32 and float64, leave the weight unpacked "
+                  "otherwise");
   STD_TORCH_CHECK(weight.numel() > 0, kOp, ": weight has shape ", shape_of(weight),
                   "; no dimension may be 0");
-  const int64_t numel =
-      packed_conv2d_numel(dtype, weight.size(0), weight.size(1), weight.size(2), weight.size(3));
+  STD_TORCH_CHECK(groups >= 1 && weight.size(0) % groups == 0, kOp, ": groups is ", groups,
+                  ", but weight has shape ", shape_of(weight), "; expected a divisor of ",
+                  weight.size(0));
+  const int64_t numel = packed_conv2d_numel(dtype, weight.size(0), weight.size(1), weight.size(2),
+                                            weight.size(3), groups);
   Tensor packed = new_tensor(weight, {numel}, packed_dtype(dtype));
   switch (dtype) {
     case ScalarType::Half:
-      pack<half>(weight, packed);
+      pack<half>(weight, groups, packed);
       break;
     case ScalarType::BFloat16:
-      pack<bf16>(weight, packed);
+      pack<bf16>(weight, groups, packed);
       break;
     case ScalarType::Char:
-      pack<int8_t>(weight, packed);
+      pack<int8_t>(weight, groups, packed);
       break;
     case ScalarType::Float:
-      pack<float>(weight, packed);
+      pack<float>(weight, groups, packed);
       break;
     default:
-      pack<double>(weight, packed);
+      pack<double>(weight, groups, packed);
   }
   return packed;
 }

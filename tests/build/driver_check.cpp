@@ -77,7 +77,7 @@ template <class T>
 struct Case {
   ddi::Conv2dShape s;
   int64_t in_group, out_group;
-  bool channels_last, relu;
+  bool channels_last, x_channels_last, relu;
   std::vector<uint8_t> in_open, out_open;
   using Acc = typename ddi::Types<T>::Acc;
   std::vector<T> x, weight;
@@ -89,6 +89,11 @@ struct Case {
              int64_t w) const {
     return channels_last ? ((n * h + y) * w + x_) * channels + c
                          : ((n * channels + c) * h + y) * w + x_;
+  }
+
+  int64_t at_x(int64_t n, int64_t c, int64_t y, int64_t x_) const {
+    return x_channels_last ? ((n * s.h + y) * s.w + x_) * s.ci + c
+                           : ((n * s.ci + c) * s.h + y) * s.w + x_;
   }
 };
 
@@ -115,14 +120,18 @@ Case<T> random_case() {
          pick({1, 2})};
   } while (s.h + 2 * s.pad_h <= s.dilation_h * (s.kh - 1) ||
            s.w + 2 * s.pad_w <= s.dilation_w * (s.kw - 1));
+  s.groups = pick({1, 1, 2, s.ci});
+  s.ci = s.groups == 2 ? 2 * s.ci : s.ci;
+  s.co = s.groups == 2 ? 2 * s.co : s.groups > 2 ? s.ci * pick({1, 1, 2}) : s.co;
   c.in_group = pick({1, 3, 8});
   c.out_group = pick({1, 3, 8});
   c.channels_last = pick({0, 1});
+  c.x_channels_last = pick({0, 1});
   c.relu = pick({0, 1});
   c.in_open = random_mask(s.n * groups(s.ci, c.in_group));
   c.out_open = random_mask(s.n * groups(s.co, c.out_group));
   c.x = random_values<T>(s.n * s.ci * s.h * s.w);
-  c.weight = random_values<T>(s.co * s.ci * s.kh * s.kw);
+  c.weight = random_values<T>(s.co * s.group_ci() * s.kh * s.kw);
   using Acc = typename ddi::Types<T>::Acc;
   using Out = typename ddi::Types<T>::Out;
   if (ddi::Types<T>::kInteger) c.factor.assign(s.co, Acc(1) / (1 << 14));
@@ -133,14 +142,16 @@ Case<T> random_case() {
     for (int64_t i = 0; i < s.ci; ++i) {
       if (c.in_open[n * groups(s.ci, c.in_group) + i / c.in_group]) continue;
       for (int64_t p = 0; p < s.h * s.w; ++p) {
-        c.x[c.at(n, i, p / s.w, p % s.w, s.ci, s.h, s.w)] = poison<T>();
+        c.x[c.at_x(n, i, p / s.w, p % s.w)] = poison<T>();
       }
     }
   }
-  c.packed.resize(ddi::prepack_conv2d_numel<T>(s.co, s.ci, s.kh, s.kw) / ddi::Types<T>::kPack);
+  const int64_t ci = s.group_ci();
+  c.packed.resize(ddi::prepack_conv2d_numel<T>(s.co, ci, s.kh, s.kw, s.groups) /
+                  ddi::Types<T>::kPack);
   ddi::prepack_conv2d<T>(
-      {s.co, s.ci, s.kh, s.kw, c.weight.data(), {s.ci * s.kh * s.kw, s.kh * s.kw, s.kw, 1}}, serial,
-      c.packed.data());
+      {s.co, ci, s.kh, s.kw, c.weight.data(), {ci * s.kh * s.kw, s.kh * s.kw, s.kw, 1}, s.groups},
+      serial, c.packed.data());
   return c;
 }
 
@@ -150,15 +161,16 @@ double naive(const Case<T>& c, int64_t n, int64_t o, int64_t oy, int64_t ox) {
   double sum = 0;
   const int64_t group = n * groups(s.co, c.out_group) + o / c.out_group;
   if (c.out_open[group]) {
-    for (int64_t i = 0; i < s.ci; ++i) {
+    for (int64_t j = 0; j < s.group_ci(); ++j) {
+      const int64_t i = o / s.group_co() * s.group_ci() + j;
       if (!c.in_open[n * groups(s.ci, c.in_group) + i / c.in_group]) continue;
       for (int64_t ky = 0; ky < s.kh; ++ky) {
         for (int64_t kx = 0; kx < s.kw; ++kx) {
           const int64_t y = oy * s.stride_h - s.pad_h + ky * s.dilation_h;
           const int64_t x = ox * s.stride_w - s.pad_w + kx * s.dilation_w;
           if (y < 0 || y >= s.h || x < 0 || x >= s.w) continue;
-          sum += number(c.x[c.at(n, i, y, x, s.ci, s.h, s.w)]) *
-                 number(c.weight[((o * s.ci + i) * s.kh + ky) * s.kw + kx]);
+          sum += number(c.x[c.at_x(n, i, y, x)]) *
+                 number(c.weight[((o * s.group_ci() + j) * s.kh + ky) * s.kw + kx]);
         }
       }
     }
@@ -181,7 +193,7 @@ std::vector<typename ddi::Types<T>::Out> run(const Case<T>& c, int64_t threads) 
   args.x = c.x.data();
   const int64_t image = s.ci * s.h * s.w;
   const int64_t last[] = {image, 1, s.w * s.ci, s.ci}, first[] = {image, s.h * s.w, s.w, 1};
-  std::memcpy(args.x_stride, c.channels_last ? last : first, sizeof(last));
+  std::memcpy(args.x_stride, c.x_channels_last ? last : first, sizeof(last));
   args.packed = c.packed.data();
   args.bias = c.bias.empty() ? nullptr : c.bias.data();
   args.factor = c.factor.empty() ? nullptr : c.factor.data();

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddi_kernels import prepack_conv2d
+from ddi_kernels.prepack_conv2d import GROUPED_DTYPES
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,13 @@ FACTORS: dict[str, list[Any]] = {
     "relu": [True, False],
     "packed": [True, False],
     "dtype": [torch.float32, torch.float64, torch.bfloat16, torch.float16],
+    "groups": ["one", "two", "four", "depthwise"],
 }
+
+
+def has_kernel(values: dict[str, Any]) -> bool:
+    """Whether kernels other than the reference take a case with these values."""
+    return values.get("groups", "one") == "one" or values.get("dtype", torch.float32) in GROUPED_DTYPES
 
 
 def case_id(changes: dict[str, Any]) -> str:
@@ -79,29 +86,61 @@ def case_id(changes: dict[str, Any]) -> str:
 
 
 def single_changes() -> list[dict[str, Any]]:
-    """The default case with every value of every factor in turn, and convolution groups."""
-    grouped = [{"groups": g, "ci": 12, "co": c} for g, c in (("two", 10), ("depthwise", 12))]
+    """The default case with every value of every factor in turn."""
     changes = [{k: v} for k, values in FACTORS.items() for v in values]
-    return [{}, *(c for c in changes if Case(**c) != Case()), *grouped]
+    return [{}, *(c for c in changes if Case(**c) != Case())]
 
 
-def pairwise(seed: int = 0) -> list[dict[str, Any]]:
-    """Cases in which any two values of any two factors meet at least once, greedily few."""
+def grouped_changes() -> list[dict[str, Any]]:
+    """Convolution groups of odd sizes, mask groups that straddle them, strips, and depthwise."""
+    straddling = {"in_group_size": 4, "out_group_size": 3, "scale": True}
+    sizes = [("two", 6, 10), ("two", 34, 34), ("four", 12, 20), ("four", 68, 12), ("four", 20, 68)]
+    grouped = [{"groups": g, "ci": ci, "co": co} | straddling for g, ci, co in sizes]
+    whole = {"groups": "two", "ci": 64, "co": 96, "in_group_size": 16, "out_group_size": 16}
+    strips = {"groups": "four", "ci": 16, "co": 16, "size": (16, 15), "out_open": "all"}
+    narrow = {"groups": "depthwise", "ci": 70, "in_group_size": 5, "out_group_size": 7, "scale": True}
+    wide = {"groups": "depthwise", "ci": 96, "in_group_size": 16, "out_group_size": 16}
+    depthwise = [
+        shape | changes
+        for shape in (narrow, wide)
+        for changes in (
+            {}, {"in_open": None, "out_open": None}, {"size": (16, 31), "stride": 2, "kernel": (5, 5)},
+            {"layout": "contiguous", "residual": "contiguous", "relu": True},
+            {"layout": "contiguous", "size": (7, 40), "stride": (1, 3), "dilation": 2, "padding": (2, 5)},
+            {"layout": "sliced", "residual": "sliced"}, {"size": (2, 2), "kernel": (5, 5), "padding": 4},
+            {"dtype": torch.float64, "residual": "channels_last", "relu": True},
+        )
+    ]  # fmt: skip
+    packed = [c | {"packed": True} for c in (grouped[0], grouped[3], narrow)]
+    return [*grouped, *packed, whole, strips, strips | {"residual": "channels_last"}, *depthwise]
+
+
+def pairwise(seed: int = 0, without: str | None = None) -> list[dict[str, Any]]:
+    """Cases in which any two values of any two factors meet at least once, greedily few.
+
+    But for values that have a kernel only apart. The factor `without` keeps its default.
+    """
     rng = random.Random(seed)
-    names = list(FACTORS)
+    names = [n for n in FACTORS if n != without]
 
     def pairs(case: dict[str, Any]) -> set[Any]:
         return set(itertools.combinations(case.items(), 2))
 
     missing = {
-        ((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in FACTORS[a] for y in FACTORS[b]
+        ((a, x), (b, y))
+        for a, b in itertools.combinations(names, 2)
+        for x in FACTORS[a]
+        for y in FACTORS[b]
+        if has_kernel({a: x, b: y})
     }
     chosen = []
     while missing:
         # Each candidate starts from a missing pair, so that every round makes progress.
         seeds = rng.sample(sorted(missing, key=repr), min(8, len(missing)))
         candidates = [{n: rng.choice(FACTORS[n]) for n in names} | dict(pair) for pair in seeds]
-        best = max(candidates, key=lambda case: len(pairs(case) & missing))
+        best = max(filter(has_kernel, candidates), key=lambda case: len(pairs(case) & missing), default=None)
+        if best is None:
+            continue
         missing -= pairs(best)
         chosen.append(best)
     return chosen
@@ -147,10 +186,17 @@ def _fit_padding(case: Case) -> tuple[int, int]:
     )
 
 
+def _fit_groups(case: Case) -> tuple[int, int, int]:
+    """Input channels, output channels and convolution groups, channels rounded up to whole groups."""
+    if case.groups == "depthwise":
+        return case.ci, case.ci, case.ci
+    groups = {"one": 1, "two": 2, "four": 4}[case.groups]
+    return *(-(-c // groups) * groups for c in (case.ci, case.co)), groups
+
+
 def build(case: Case) -> tuple[dict[str, Any], Tensor]:
     """Keyword arguments of a call of gated_conv2d, and what it must return, in float64."""
-    n, ci, co = case.batch, case.ci, case.co
-    groups = {"one": 1, "two": 2, "depthwise": ci}[case.groups]
+    n, (ci, co, groups) = case.batch, _fit_groups(case)
     pads = _fit_padding(case)
     geometry = {"stride": case.stride, "padding": pads, "dilation": case.dilation, "groups": groups}
     x = torch.randn(n, ci, *case.size)
@@ -189,7 +235,7 @@ def build(case: Case) -> tuple[dict[str, Any], Tensor]:
         "x": lay_out(x.to(case.dtype), case.layout),
         "weight": weight,
         "bias": None if bias is None else bias.to(case.dtype),
-        "packed": prepack_conv2d(weight) if case.packed else None,
+        "packed": prepack_conv2d(weight, groups) if case.packed and has_kernel(vars(case)) else None,
         "in_mask": in_mask,
         "out_mask": out_mask,
         "scale": None if scale is None else scale.to(case.dtype),

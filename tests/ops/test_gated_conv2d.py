@@ -13,6 +13,7 @@ from gated_conv2d_cases import (
     build,
     case_id,
     direct_arguments,
+    grouped_changes,
     lay_out,
     pairwise,
     single_changes,
@@ -67,8 +68,11 @@ def check(case: Case) -> None:
 
 @pytest.mark.parametrize("changes", single_changes(), ids=case_id)
 def test_equals_dense_times_mask(kernel, changes):
-    if kernel != "reference" and changes.get("groups"):
-        pytest.skip("no native grouped convolution")
+    check(Case(**changes))
+
+
+@pytest.mark.parametrize("changes", grouped_changes(), ids=case_id)
+def test_convolution_groups_equal_dense_times_mask(kernel, changes):
     check(Case(**changes))
 
 
@@ -77,10 +81,27 @@ def test_equals_dense_times_mask_on_pairs_of_changes(kernel, changes):
     check(Case(**changes))
 
 
+def test_typed_in_depthwise_answers(kernel):
+    # Three channels of 1x3 pixels, a 1x3 kernel each; the middle input and the last output are closed.
+    x = torch.tensor([[[1.0, 2.0, 3.0]], [[NAN, NAN, NAN]], [[4.0, 5.0, 6.0]]])[None]
+    weight = torch.tensor([[[[1.0, 10.0, 100.0]]], [[[1.0, 1.0, 1.0]]], [[[NAN, NAN, NAN]]]])
+    gates = {
+        "in_mask": torch.tensor([[True, False, True]]),
+        "out_mask": torch.tensor([[True, True, False]]),
+        "padding": (0, 1),
+        "groups": 3,
+    }
+    for layout in ("contiguous", "channels_last"):
+        y = gated_conv2d(lay_out(x, layout), weight, torch.tensor([0.5, 7.0, NAN]), **gates)
+        assert y[0, :, 0].tolist() == [[210.5, 321.5, 32.5], [7.0, 7.0, 7.0], [0.0, 0.0, 0.0]]
+
+
 @pytest.mark.parametrize("groups", ["two", "depthwise"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_auto_takes_the_reference_for_convolution_groups(groups, layout):
-    check(Case(ci=12, co=24, groups=groups, layout=layout, in_group_size=4, residual="sliced"))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_auto_takes_the_reference_for_convolution_groups_in_half_precision(groups, layout, dtype):
+    shape = {"ci": 12, "co": 24, "in_group_size": 4, "residual": "sliced"}
+    check(Case(groups=groups, layout=layout, dtype=dtype, **shape))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -99,9 +120,10 @@ def one_then_two_threads() -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("groups", ["one", "two", "depthwise"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_threads_change_no_bit(isa, one_then_two_threads, batch, dtype):
-    arguments, _ = build(Case(batch=batch, ci=40, co=70, size=(17, 19), dtype=dtype))
+def test_threads_change_no_bit(isa, one_then_two_threads, batch, groups, dtype):
+    arguments, _ = build(Case(batch=batch, ci=90, co=70, size=(31, 19), groups=groups, dtype=dtype))
     results = []
     for threads in one_then_two_threads:
         torch.set_num_threads(threads)
@@ -109,9 +131,10 @@ def test_threads_change_no_bit(isa, one_then_two_threads, batch, dtype):
     assert torch.equal(*results)
 
 
-def test_packed_weights_change_no_bit(isa):
-    arguments, _ = build(Case(relu=True))
-    packed = prepack_conv2d(arguments["weight"])
+@pytest.mark.parametrize("groups", ["one", "four", "depthwise"])
+def test_packed_weights_change_no_bit(isa, groups):
+    arguments, _ = build(Case(relu=True, groups=groups))
+    packed = prepack_conv2d(arguments["weight"], arguments["groups"])
     assert torch.equal(gated_conv2d(**arguments), gated_conv2d(**arguments | {"packed": packed}))
 
 

@@ -117,9 +117,10 @@ def test_tracing_names_the_argument(wrong):
     ("changes", "reason"),
     [
         ({"dtype": torch.float8_e5m2}, "float8_e5m2"),
-        ({"groups": "two"}, "grouped"),
+        ({"dtype": torch.bfloat16, "groups": "two"}, "grouped convolution in torch.bfloat16"),
+        ({"dtype": torch.float16, "groups": "depthwise"}, "grouped convolution in torch.float16"),
     ],
-    ids=["float8", "grouped"],
+    ids=["float8", "bfloat16-grouped", "float16-depthwise"],
 )
 def test_native_says_what_it_cannot_do(isa, changes, reason):
     arguments, _ = build(Case(ci=4, co=4, **changes))
@@ -127,6 +128,14 @@ def test_native_says_what_it_cannot_do(isa, changes, reason):
         gated_conv2d(**arguments)
     with pytest.raises(RuntimeError, match="gated_conv2d"):
         OP(*direct_arguments(arguments))
+
+
+@pytest.mark.parametrize("name", ["reference", "auto"])
+def test_half_precision_has_no_packed_form_of_convolution_groups(name):
+    arguments, _ = build(Case(ci=4, co=4, groups="two", dtype=torch.float16))
+    wording = "gated_conv2d: argument 'packed'.*groups > 1 in torch.float16"
+    with backend(name), pytest.raises(ValueError, match=wording):
+        gated_conv2d(**arguments | {"packed": torch.ones(5)})
 
 
 def test_triton_says_that_it_has_no_kernel():

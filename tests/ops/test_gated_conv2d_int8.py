@@ -20,7 +20,10 @@ NAN = torch.nan
 ISAS = ("scalar", "avx2", "avx512_vnni")
 CASES = {
     case_id(c): c
-    for c in ({k: v for k, v in changes.items() if k != "dtype"} for changes in single_changes() + pairwise())
+    for c in (
+        {k: v for k, v in changes.items() if k != "dtype"}
+        for changes in single_changes() + pairwise(without="groups")
+    )
 }
 
 
@@ -54,9 +57,9 @@ def build_int8(case: Case) -> dict[str, Any]:
     x, weight = random_bytes(*arguments["x"].shape), random_bytes(*arguments["weight"].shape)
     if case.layout == "expanded" and case.batch:
         x = x[:1].expand_as(x)
-    weight_scale = torch.rand(case.co) * 0.01
+    weight_scale = torch.rand(len(weight)) * 0.01
     if arguments["out_mask"] is not None:
-        never = ~per_channel(arguments["out_mask"], case.co, case.out_group_size).any(0).flatten()
+        never = ~per_channel(arguments["out_mask"], len(weight), case.out_group_size).any(0).flatten()
         weight_scale[never] = NAN
     return arguments | {
         "x": lay_out_bytes(x, case.layout),

@@ -16,11 +16,7 @@ from ddi_kernels.gated_dense_layer import gated_dense_layer, gated_dense_layer_
 OP = torch.ops.ddi.gated_dense_layer.default
 OP_INPLACE = torch.ops.ddi.gated_dense_layer_.default
 
-# There is no compiled kernel yet.
-KERNELS = pytest.mark.parametrize("kernel", ("reference",), indirect=True)
 
-
-@KERNELS
 def test_typed_in_answers(kernel):
     # One pixel, three channels in, one in the middle, two new: only the centre of the 3x3 kernel counts.
     x = torch.tensor([[1.0, 2.0, -3.0], [4.0, NAN, 1.0]])[:, :, None, None]
@@ -44,7 +40,6 @@ def test_typed_in_answers(kernel):
     assert y.flatten(1).tolist() == pooled.tolist() == [[0.0, 1.0], [0.0, 1.0]]
 
 
-@KERNELS
 def test_typed_in_answers_in_place(kernel):
     buffer = torch.tensor([[1.0, 2.0, 70.0, 80.0, 90.0]])[:, :, None, None]
     layer = (torch.ones(2), torch.zeros(2), torch.ones(1, 2, 1, 1), None, torch.ones(2, 1, 3, 3), None)
@@ -91,14 +86,12 @@ def check_in_place(case: Case) -> None:
     assert same[untouched].all() and buffer.stride() == strides
 
 
-@KERNELS
 @pytest.mark.parametrize("form", [check, check_in_place], ids=["copying", "in_place"])
 @pytest.mark.parametrize("changes", single_changes(FACTORS, Case()), ids=case_id)
 def test_equals_dense_times_mask(kernel, form, changes):
     form(Case(**changes))
 
 
-@KERNELS
 @pytest.mark.parametrize("form", [check, check_in_place], ids=["copying", "in_place"])
 @pytest.mark.parametrize("changes", random_changes(FACTORS, 60))
 def test_equals_dense_times_mask_where_all_varies(kernel, form, changes):
@@ -111,7 +104,42 @@ def test_auto_takes_half_precision(form, dtype):
     form(Case(dtype=dtype, pool=True))
 
 
-@KERNELS
+@pytest.mark.parametrize("form", [check, check_in_place], ids=["copying", "in_place"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_layer_in_several_blocks_of_rows(kernel, form, layout):
+    form(Case(batch=2, ci=160, middle=64, growth=32, size=(33, 40), group_size=16, layout=layout, pool=True))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_threads_change_no_bit(isa, batch):
+    case = Case(batch=batch, ci=90, middle=48, size=(19, 23), pool=True)
+    torch.manual_seed(0)
+    arguments = build(case)[0]
+    call = with_buffer(arguments, case)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        buffer = call["buffer"].clone()
+        pooled = gated_dense_layer_(**call | {"buffer": buffer})
+        results.append((*gated_dense_layer(**arguments), pooled, buffer.nan_to_num(7.0)))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_buffer_inside_a_wider_one(kernel, layout):
+    case = Case(pool=True, spare=0)
+    torch.manual_seed(0)
+    call = with_buffer(build(case)[0], case)
+    wide = lay_out(torch.full((case.batch, case.ci + case.growth + 5, *case.size), 7.0), layout)
+    part = wide[:, 2:-3]
+    part.copy_(call["buffer"])
+    pooled = gated_dense_layer_(**call)
+    assert_close(gated_dense_layer_(**call | {"buffer": part}), pooled.double())
+    assert_close(part.nan_to_num(9.0), call["buffer"].nan_to_num(9.0).double())
+    assert (wide[:, [0, 1, -3, -2, -1]] == 7.0).all()
+
+
 def test_a_sample_with_nothing_open_reads_nothing(kernel):
     x, one, three = (
         torch.full((2, 3, 4, 4), NAN),
@@ -127,7 +155,6 @@ def test_a_sample_with_nothing_open_reads_nothing(kernel):
     assert (buffer == 7.0).all()
 
 
-@KERNELS
 def test_nan_in_open_channels_comes_out(kernel):
     x, one = torch.ones(1, 2, 5, 5), torch.ones(2)
     x[0, 1, 2, 2] = NAN
@@ -135,7 +162,6 @@ def test_nan_in_open_channels_comes_out(kernel):
     assert gated_dense_layer(x, one, one, *weights)[0].isnan().sum() == 9
 
 
-@KERNELS
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_a_block_of_layers_equals_dense_concatenation(kernel, layout):
     """Three layers in one buffer, closed channels holding NaN, with one running mask beside it."""

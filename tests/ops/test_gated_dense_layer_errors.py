@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from gated_dense_layer_cases import Case, build, with_buffer
@@ -98,9 +100,11 @@ def test_the_operators_and_tracing_name_the_argument(wrong):
                 overload(*positional(overload, arguments))
 
 
-def test_native_says_what_is_missing():
-    with backend("native"):
-        with pytest.raises(RuntimeError, match=r"gated_dense_layer:.*'native'"):
-            gated_dense_layer(**good(False))
-        with pytest.raises(RuntimeError, match=r"gated_dense_layer_:.*'native'"):
-            gated_dense_layer_(**good(True))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_native_says_what_it_cannot_do(isa, dtype):
+    case = dataclasses.replace(CASE, packed=False, dtype=dtype)
+    call = without_nan(build(case)[0])
+    with pytest.raises(RuntimeError, match=rf"gated_dense_layer:.*'native'.*{dtype}"):
+        gated_dense_layer(**call)
+    with pytest.raises(RuntimeError, match=rf"gated_dense_layer_:.*'native'.*{dtype}"):
+        gated_dense_layer_(**without_nan(with_buffer(call, case)))

@@ -337,7 +337,7 @@ def packable(changes):
     return changes | {"packed": True, "dtype": torch.float32}
 
 
-CASES = [c for c in [*single_changes(), *pairwise(1)] if "groups" not in c]
+CASES = [c for c in [*single_changes(), *pairwise(1, without="groups")] if "groups" not in c]
 
 
 @pytest.mark.parametrize("changes", CASES, ids=case_id)

@@ -53,6 +53,22 @@ def test_panels_hold_the_weights_and_zeros(backend, dtype, co, ci, kernel):
     assert not channels[co:].any() and not channels[:, ci:].any()
 
 
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("group_co", [3, 16, 17])
+def test_every_convolution_group_has_panels_of_its_own(backend, groups, group_co):
+    weight = torch.randn(groups * group_co, 5, 3, 2)
+    packed = prepack_conv2d(weight, groups)
+    assert torch.equal(packed, torch.cat([prepack_conv2d(w) for w in weight.chunk(groups)]))
+
+
+@pytest.mark.parametrize("channels", [2, 16, 33])
+def test_depthwise_weights_are_rows_of_taps(backend, channels):
+    weight = torch.randn(channels, 1, 3, 2)
+    rows = prepack_conv2d(weight, channels).view(6, -1)
+    assert rows.shape[1] == -(-channels // 16) * 16
+    assert torch.equal(rows[:, :channels], weight.flatten(1).T) and not rows[:, channels:].any()
+
+
 def test_weights_of_any_strides(backend):
     weight = torch.randn(5, 4, 3, 3)
     packed = prepack_conv2d(weight)
@@ -75,6 +91,8 @@ def test_opcheck():
     torch.library.opcheck(OP, (torch.randn(16, 1, 1, 1).double(), 1))
     torch.library.opcheck(OP, (torch.randn(5, 3, 3, 3).half(), 1))
     torch.library.opcheck(OP, (torch.randn(5, 3, 3, 3).bfloat16(), 1))
+    torch.library.opcheck(OP, (torch.randn(6, 4, 3, 3), 2))
+    torch.library.opcheck(OP, (torch.randn(6, 1, 3, 3), 6))
 
 
 def test_compile_fullgraph(backend):
@@ -89,7 +107,9 @@ WRONG = {
     "weight-float8": ("weight", torch.ones(4, 3, 3, 3).to(torch.float8_e5m2), 1),
     "weight-empty": ("weight", torch.ones(4, 0, 3, 3), 1),
     "groups-0": ("groups", torch.ones(4, 3, 3, 3), 0),
-    "groups-2": ("groups", torch.ones(4, 3, 3, 3), 2),
+    "groups-3": ("groups", torch.ones(4, 3, 3, 3), 3),
+    "groups-2-half": ("groups", torch.ones(4, 3, 3, 3).half(), 2),
+    "groups-2-int8": ("groups", torch.ones(4, 3, 3, 3, dtype=torch.int8), 2),
 }
 
 

@@ -58,8 +58,9 @@ class PreparedConv:
         bias = None if bias is None else bias.detach()
         if bn is not None:
             weight, bias = fold_bn(weight, bias, bn)
-        packable = conv.groups == 1 and weight.dtype.is_floating_point
-        packed = prepack_conv2d(weight) if packable and weight.device.type == "cpu" else None
+        real = weight.dtype in (torch.float32, torch.float64)
+        packable = real or (conv.groups == 1 and weight.dtype.is_floating_point)
+        packed = prepack_conv2d(weight, conv.groups) if packable and weight.device.type == "cpu" else None
         return cls(weight, bias, packed, conv_geometry(conv))
 
     def __call__(self, x: Tensor, **gating: Any) -> Tensor:
