@@ -34,8 +34,13 @@ _logger = logging.getLogger(__name__)
 
 
 def current_isa() -> str:
-    """The instruction set that the compiled kernels use here; "none" without them."""
-    return "none" if backends.native_library is None else backends.native_library.cpu_isa()
+    """The instruction set that the compiled kernels use here; "none" without them.
+
+    "avx512" for all its levels, which differ in half precision and int8 only: tables hold float32.
+    """
+    if backends.native_library is None:
+        return "none"
+    return str(backends.native_library.cpu_isa()).partition("_")[0]
 
 
 def device_name() -> str:

@@ -9,6 +9,7 @@ import logging
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -417,3 +418,11 @@ def test_many_shapes_keep_few_dense_weights(dense_calls):
         assert gated_conv2d(x, weight, packed=packed).unique().tolist() == [64 * 9.0]
     assert len(dense_calls) == 12
     assert 0 < sum(len(kept) for kept in packed.__dict__.values()) <= 8
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx512_vnni", "avx512_bf16"])
+def test_a_table_ships_for_every_level_of_avx512(isa, monkeypatch, tmp_path):
+    monkeypatch.delenv("DDI_LATENCY_TABLE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tables.backends, "native_library", SimpleNamespace(cpu_isa=lambda: isa))
+    assert tables.find_table().rows
