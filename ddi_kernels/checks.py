@@ -79,3 +79,42 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
 def empty_output(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """An output of this shape, not yet written, in the dtype, device and memory format of x."""
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
+
+
+def conv_output_shape(
+    op: str,
+    x: Any,
+    weight: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    dtype: torch.dtype | None = None,
+) -> tuple[int, int, int, int]:
+    """Checks the geometry of a convolution; x must have this dtype, or any floating one."""
+    check_tensor(op, "x", x, dims=4)
+    if not (x.dtype.is_floating_point if dtype is None else x.dtype == dtype) or min(x.shape[1:]) < 1:
+        expected = f"{'a floating dtype' if dtype is None else dtype}, and no zero but the batch"
+        raise argument_error(op, "x", describe(x), expected)
+    check_tensor(op, "weight", weight, dims=4)
+    check_at_least(op, "groups", groups, 1)
+    ci, (co, ci_per_group, kh, kw) = x.shape[1], weight.shape
+    if min(weight.shape) < 1 or ci_per_group * groups != ci or co % groups:
+        expected = f"shape (Co, {ci} / {groups}, kh, kw) with Co a multiple of {groups}"
+        raise argument_error(op, "weight", describe(weight), expected)
+    for name, pair, minimum in (
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        check_pair(op, name, pair, minimum)
+    ho, wo = (
+        (size + 2 * pad - step * (kernel - 1) - 1) // jump + 1
+        for size, pad, step, kernel, jump in zip(
+            x.shape[2:], padding, dilation, (kh, kw), stride, strict=True
+        )
+    )
+    if ho < 1 or wo < 1:
+        remedy = "The dilated kernel is larger than the padded image."
+        raise argument_error(op, "x", describe(x), "an output of at least 1x1", remedy)
+    return x.shape[0], co, ho, wo

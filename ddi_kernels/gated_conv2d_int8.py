@@ -22,10 +22,11 @@ from ddi_kernels.checks import (
     check_at_least,
     check_like,
     check_tensor,
+    conv_output_shape,
     describe,
     memory_format_of,
 )
-from ddi_kernels.gated_conv2d import conv_output_shape, count_flops, per_channel
+from ddi_kernels.gated_conv2d import count_flops, per_channel
 from ddi_kernels.prepack_conv2d import packed_numel
 from ddi_kernels.quantize import check_scale, quantize
 from ddi_kernels.registry import Op, register

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddi_kernels.backends import choose
-from ddi_kernels.checks import argument_error, as_pair, check_like, check_tensor, describe
-from ddi_kernels.gated_conv2d import conv_output_shape
+from ddi_kernels.checks import argument_error, as_pair, check_like, check_tensor, conv_output_shape, describe
 from ddi_kernels.registry import Op, register, register_triton
 from ddi_kernels.triton.tiles import skip_conv2d_unsupported
 

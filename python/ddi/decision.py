@@ -28,7 +28,8 @@ class Mask:
     Args:
         open: bool[N, G], G = ceil(C / group_size); the last group may be short.
         group_size: channels a bit stands for.
-        scale: float[N, G] factor on the open channels, or None.
+        scale: float[N, G] factor on the open channels, or None. Not negative inside a block: training
+            multiplies behind the ReLU, for a gradient in closed channels, and inference before it.
         kind: "list" (any subset) or "prefix" (the first groups are open).
         soft: float[N, G] differentiable value behind `open`, or None outside training.
     """
