@@ -49,8 +49,8 @@ sanitize: .venv/built
 	CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" DDI_BUILD=cpu DDI_REQUIRE_C=1 PYTHONPATH= \
 	  $(BIN)/python setup.py build_ext --build-lib build/sanitize --build-temp build/sanitize/temp
 	export LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)"; \
-	$(BIN)/python -c "import ddi_kernels._C as c; assert 'build/sanitize' in c.__file__, c.__file__" && \
-	$(PYTEST) tests/ops -k "not compile and not opcheck and not docstring and not examples and not skip_conv2d"
+	$(BIN)/python -P -c "import ddi_kernels._C as c; assert 'build/sanitize' in c.__file__, c.__file__" && \
+	$(BIN)/python -P -m pytest tests/ops -k "not compile and not opcheck and not docstring and not examples and not skip_conv2d"
 
 # GPU code without a GPU: Triton's interpreter, cubins of every shipped tile, nvcc.
 check-kernels: .venv/built
