@@ -23,7 +23,7 @@ from ddi_kernels import gated_basic_block, prepack_conv2d
 
 from .cases import GROUP_SIZES, INPUTS
 from .gated import draw_masks, expand_mask, our_provider
-from .opponents import TOLERANCES
+from .opponents import bind_onnxruntime, bind_openvino, check_result
 from .rows import write_rows
 
 # (channels, side): the three stages.
@@ -72,35 +72,16 @@ def _onnx_block(weights: Weights, shape: tuple[int, ...]) -> bytes:
 
 def dense_providers(xs: list[Tensor], weights: Weights, threads: int) -> dict[str, Provider]:
     """The dense block in torch (channels_last), onnxruntime and OpenVINO, inputs and outputs bound."""
-    import onnxruntime as ort
     import openvino as ov
 
     last = [w.contiguous(memory_format=torch.channels_last) if w.dim() == 4 else w for w in weights]
-    eager = Provider([partial(dense_block, x, tuple(last)) for x in xs])
     plain, ys = [x.contiguous() for x in xs], [torch.zeros(x.shape) for x in xs]
     model = _onnx_block(weights, tuple(xs[0].shape))
-    options: Any = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "ENABLE_CPU_PINNING": False,
+    return {
+        "channels_last": Provider([partial(dense_block, x, tuple(last)) for x in xs]),
+        "onnxruntime": bind_onnxruntime(model, plain, ys, threads),
+        "openvino": bind_openvino(ov.Core().read_model(model, b""), plain, ys, threads),
     }
-    compiled = ov.Core().compile_model(ov.Core().read_model(model, b""), "CPU", settings)
-    calls: dict[str, list[Callable[[], object]]] = {"onnxruntime": [], "openvino": []}
-    for x, y in zip(plain, ys, strict=True):
-        binding = session.io_binding()
-        binding.bind_input("x", "cpu", 0, x.numpy().dtype.type, list(x.shape), x.data_ptr())
-        binding.bind_output("y", "cpu", 0, y.numpy().dtype.type, list(y.shape), y.data_ptr())
-        calls["onnxruntime"].append(partial(session.run_with_iobinding, binding))
-        request = compiled.create_infer_request()
-        request.set_input_tensor(ov.Tensor(x.numpy(), shared_memory=True))
-        request.set_output_tensor(ov.Tensor(y.numpy(), shared_memory=True))
-        calls["openvino"].append(partial(request.infer, share_outputs=True))
-    bound = {name: Provider(c, bound_inputs=plain, bound_outputs=ys) for name, c in calls.items()}
-    return {"channels_last": eager, **bound}
 
 
 def our_calls(
@@ -117,20 +98,9 @@ def our_calls(
     return [partial(call, xs[i % len(xs)], mask) for i, mask in enumerate(masks.unbind())]
 
 
-def check(name: str, got: Tensor, expected: Tensor) -> float:
-    """Largest error as a part of the largest value.
-
-    Raises:
-        RuntimeError: it is above the tolerance of the operator bench.
-    """
-    error = ((got - expected).abs().max() / expected.abs().max()).item()
-    if not error < TOLERANCES[got.dtype]:
-        raise RuntimeError(f"{name} differs from float64 by {error:.1e} of the largest value")
-    return error
-
-
 def measure_case(channels: int, side: int, group_size: int, threads: int) -> list[dict[str, Any]]:
     """A row for each share of open interior channels."""
+    case = f"basic_block N1 C{channels} H{side}"
     weights = make_weights(channels)
     images = [
         torch.randn(batch, channels, side, side).contiguous(memory_format=torch.channels_last)
@@ -139,7 +109,7 @@ def measure_case(channels: int, side: int, group_size: int, threads: int) -> lis
     singles, batches = images[:INPUTS], images[INPUTS:]
     dense = dense_providers(singles, weights, threads)
     for name, one in dense.items():
-        check(name, one.output(0), dense_block(singles[0].double(), weights))
+        check_result(name, case, one.output(0), dense_block(singles[0].double(), weights))
     providers, ratios, errors = dict(dense), {}, {}
     for keep in KEEPS:
         for batch, xs in ((1, singles), (BATCH, batches)):
@@ -149,12 +119,12 @@ def measure_case(channels: int, side: int, group_size: int, threads: int) -> lis
             opened = expand_mask(masks, channels, group_size)
             ratios[keep] = 1 / opened.double().mean().item()
             expected = dense_block(xs[0].double(), weights, opened[0])
-            errors[keep] = check(f"native {keep:g}", ours.output(0), expected)
+            errors[keep] = check_result(f"native {keep:g}", case, ours.output(0), expected)
     timed = time_in_turns(providers)
     opponents = {name: timed[name].timing.median_ms for name in dense}
     return [
         {
-            "case": f"basic_block N1 C{channels} H{side}",
+            "case": case,
             "device": "cpu",
             "dtype": "fp32",
             "batch": 1,

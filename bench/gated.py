@@ -53,10 +53,12 @@ class Gating:
 
     def calls(self, inputs: list[Tensor], weight: Tensor) -> list[Callable[[], Tensor]]:
         """One call for each masks of the pool, the inputs in rotation; the weight is prepacked."""
+        return self.bind(partial(gated_conv2d, weight=weight, packed=prepack_conv2d(weight)), inputs)
+
+    def bind(self, convolve: Callable[..., Tensor], inputs: list[Tensor]) -> list[Callable[[], Tensor]]:
+        """The same of any operator that takes geometry and masks as gated_conv2d does."""
         gated = partial(
-            gated_conv2d,
-            weight=weight,
-            packed=prepack_conv2d(weight),
+            convolve,
             stride=self.case.stride,
             padding=self.case.padding,
             in_group_size=self.group_size,

@@ -48,7 +48,7 @@ def measure_case(
         expected = gating.expected(0, inputs, weight)
         for name in OURS:
             provider = providers[f"{name} {keep}"] = our_provider(name, calls)
-            errors[f"{name} {keep}"] = check_result(name, case, provider.output(0), expected)
+            errors[f"{name} {keep}"] = check_result(name, case.name, provider.output(0), expected)
     timed = time_in_turns(providers)
     rows = []
     for keep, gating in gatings.items():

@@ -68,22 +68,49 @@ def _onnx_conv(weight: Tensor, case: Case) -> bytes:
     return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
 
 
-def _onnxruntime(inputs: list[Tensor], weight: Tensor, case: Case, threads: int) -> Provider:
+def bind_onnxruntime(model: bytes, inputs: list[Tensor], outputs: list[Tensor], threads: int) -> Provider:
+    """Calls of a model from "x" to "y", NCHW; each input and its output are bound once."""
     import onnxruntime as ort
 
     options: Any = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    session = ort.InferenceSession(_onnx_conv(weight, case), options, providers=["CPUExecutionProvider"])
-    xs, ys = [x.contiguous() for x in inputs], _outputs(inputs, case)
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     calls = []
-    for x, y in zip(xs, ys, strict=True):
+    for x, y in zip(inputs, outputs, strict=True):
         binding = session.io_binding()
         kind = x.numpy().dtype.type
         binding.bind_input("x", "cpu", 0, kind, list(x.shape), x.data_ptr())
         binding.bind_output("y", "cpu", 0, kind, list(y.shape), y.data_ptr())
         calls.append(partial(session.run_with_iobinding, binding))
-    return Provider(calls, bound_inputs=xs, bound_outputs=ys)
+    return Provider(calls, bound_inputs=inputs, bound_outputs=outputs)
+
+
+def bind_openvino(model: Any, inputs: list[Tensor], outputs: list[Tensor], threads: int) -> Provider:
+    """Calls of an OpenVINO model of one input and one output, NCHW float32, each pair bound once."""
+    import openvino as ov
+
+    options = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        # Left alone, it computes in bfloat16 where the CPU has it.
+        "INFERENCE_PRECISION_HINT": "f32",
+        # Threads that others start later would inherit the cores it pins.
+        "ENABLE_CPU_PINNING": False,
+    }
+    compiled = ov.Core().compile_model(model, "CPU", options)
+    calls = []
+    for x, y in zip(inputs, outputs, strict=True):
+        request = compiled.create_infer_request()
+        request.set_input_tensor(ov.Tensor(x.numpy(), shared_memory=True))
+        request.set_output_tensor(ov.Tensor(y.numpy(), shared_memory=True))
+        calls.append(partial(request.infer, share_outputs=True))
+    return Provider(calls, bound_inputs=inputs, bound_outputs=outputs)
+
+
+def _onnxruntime(inputs: list[Tensor], weight: Tensor, case: Case, threads: int) -> Provider:
+    model, plain = _onnx_conv(weight, case), [x.contiguous() for x in inputs]
+    return bind_onnxruntime(model, plain, _outputs(inputs, case), threads)
 
 
 def _openvino(inputs: list[Tensor], weight: Tensor, case: Case, threads: int) -> Provider:
@@ -93,23 +120,8 @@ def _openvino(inputs: list[Tensor], weight: Tensor, case: Case, threads: int) ->
     x = opset13.parameter(list(inputs[0].shape), ov.Type.f32)
     padding, stride = [case.padding] * 2, [case.stride] * 2
     y = opset13.convolution(x, opset13.constant(weight.numpy()), stride, padding, padding, [1, 1])
-    options = {
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        # Left alone, it computes in bfloat16 where the CPU has it.
-        "INFERENCE_PRECISION_HINT": "f32",
-        # Threads that others start later would inherit the cores it pins.
-        "ENABLE_CPU_PINNING": False,
-    }
-    model = ov.Core().compile_model(ov.Model([y], [x], "conv"), "CPU", options)
-    xs, ys = [x.contiguous() for x in inputs], _outputs(inputs, case)
-    calls = []
-    for one, out in zip(xs, ys, strict=True):
-        request = model.create_infer_request()
-        request.set_input_tensor(ov.Tensor(one.numpy(), shared_memory=True))
-        request.set_output_tensor(ov.Tensor(out.numpy(), shared_memory=True))
-        calls.append(partial(request.infer, share_outputs=True))
-    return Provider(calls, bound_inputs=xs, bound_outputs=ys)
+    plain = [x.contiguous() for x in inputs]
+    return bind_openvino(ov.Model([y], [x], "conv"), plain, _outputs(inputs, case), threads)
 
 
 _TORCH: dict[str, Build] = {
@@ -152,7 +164,7 @@ def make_opponents(
         except Exception as error:  # not installed, or an exception of the library's own
             missing[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
             continue
-        check_result(name, case, got, expected)
+        check_result(name, case.name, got, expected)
         providers[name] = provider
     return providers, missing
 
@@ -162,7 +174,7 @@ def dense_float64(x: Tensor, weight: Tensor, case: Case) -> Tensor:
     return F.conv2d(x.double(), weight.double(), None, case.stride, case.padding)
 
 
-def check_result(name: str, case: Case, got: Tensor, expected: Tensor) -> float:
+def check_result(name: str, case: str, got: Tensor, expected: Tensor) -> float:
     """Largest difference from `expected` (float64), as a part of its largest value.
 
     Raises:
@@ -175,7 +187,7 @@ def check_result(name: str, case: Case, got: Tensor, expected: Tensor) -> float:
     allowed = TOLERANCES[got.dtype]
     if not error < allowed:
         raise RuntimeError(
-            f"{name} on {case.name} differs from float64 by {error:.1e} of the largest value, allowed "
+            f"{name} on {case} differs from float64 by {error:.1e} of the largest value, allowed "
             f"is {allowed:.0e}; its time would not be comparable"
         )
     return error

@@ -75,7 +75,7 @@ def measure_curve(case: Case, curve: str, threads: int) -> list[dict[str, Any]]:
     for x, gating in points.items():
         xs = [one[: gating.case.batch] for one in inputs]
         provider = our_provider("native", gating.calls(xs, weight))
-        check_result("native", gating.case, provider.output(0), gating.expected(0, xs, weight))
+        check_result("native", gating.case.name, provider.output(0), gating.expected(0, xs, weight))
         providers[f"{x:g}"] = provider
     timed = time_in_turns(providers)
     shared = {"case": case.name, "curve": curve, "dtype": "fp32", "threads": threads, "provider": "native"}

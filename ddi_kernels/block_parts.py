@@ -26,6 +26,7 @@ from ddi_kernels.checks import (
     memory_format_of,
 )
 from ddi_kernels.prepack_conv2d import packed_dtype, packed_numel
+from ddi_kernels.registry import call_kernel
 
 
 class Residual(NamedTuple):
@@ -181,7 +182,7 @@ def needs_gradient(args: tuple[Any, ...]) -> bool:
 
 
 def unsupported_image(x: Tensor) -> str | None:
-    """Why the compiled kernels of blocks cannot take an image, None where they can."""
+    """Why the compiled kernels of blocks and gates cannot take an image, None where they can."""
     if not x.is_cpu:
         return f"it has no kernel for {x.device.type} tensors"
     if x.dtype not in (torch.float32, torch.float64):
@@ -200,12 +201,4 @@ def dispatch(
     """Calls the implementation that the backend in force, and a gradient if one is needed, ask for."""
     if needs_gradient(args) or not use_native(op, unsupported):
         return reference(*args)
-    try:
-        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-            return overload(*args)
-        # No gradient is needed here, and asking for one again is half of a small call's time.
-        with torch._C._AutoDispatchBelowAutograd():
-            return overload(*args)
-    except RuntimeError:
-        check_args(*args)  # words the same mistake alike on all backends
-        raise
+    return call_kernel(overload, check_args, args)

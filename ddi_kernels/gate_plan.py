@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddi_kernels.backends import use_native
+from ddi_kernels.block_parts import unsupported_image
 from ddi_kernels.checks import argument_error, check_like, check_tensor, describe
 from ddi_kernels.registry import Op, register
 
@@ -106,7 +107,7 @@ def gate_plan(
     """
     check_tensor(_NAME, "x", x)
     x = _as_image(x)
-    if use_native(_NAME, _unsupported(x)):
+    if use_native(_NAME, unsupported_image(x)):
         try:
             return _OP(x, h, c, lstm, layer, channel, threshold)
         except RuntimeError:
@@ -118,14 +119,6 @@ def gate_plan(
 def _as_image(x: Tensor) -> Tensor:
     """Means [N, C] as an image of one pixel, which is its own mean; anything else as it is."""
     return x[:, :, None, None] if x.dim() == 2 else x
-
-
-def _unsupported(x: Tensor) -> str | None:
-    if not x.is_cpu:
-        return f"it has no kernel for {x.device.type} tensors"
-    if x.dtype not in (torch.float32, torch.float64):
-        return f"it computes in float32 and float64, not in {x.dtype}"
-    return None
 
 
 def _check_list(name: str, values: Any, shapes: Sequence[tuple[int, ...]], x: Tensor) -> None:

@@ -29,7 +29,7 @@ from ddi_kernels.checks import (
 )
 from ddi_kernels.dense_conv2d import dense_conv2d, prefers_dense
 from ddi_kernels.prepack_conv2d import DTYPES, GROUPED_DTYPES, packed_dtype, packed_numel
-from ddi_kernels.registry import Op, register, register_triton
+from ddi_kernels.registry import Op, call_kernel, register, register_triton
 from ddi_kernels.triton.tiles import gated_conv2d_unsupported
 
 _NAME = "gated_conv2d"
@@ -114,7 +114,7 @@ def gated_conv2d(
     return _run(*args)
 
 
-def _run(*args: Any) -> Tensor:
+def _run(*args: Any) -> Any:
     if torch.is_grad_enabled() and any(
         isinstance(args[i], Tensor) and args[i].requires_grad for i in _DIFFERENTIABLE
     ):
@@ -125,18 +125,9 @@ def _run(*args: Any) -> Tensor:
     if masked is not None:
         check_args(*args)
         return dense_conv2d(masked, *args)
-    if choice != "reference":
-        run = _OP if choice == "native" else _OP_TRITON
-        try:
-            if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-                return run(*args)
-            # No gradient is needed here, and asking for one again is half of a small call's time.
-            with torch._C._AutoDispatchBelowAutograd():
-                return run(*args)
-        except RuntimeError:
-            check_args(*args)  # words the same mistake alike on all backends
-            raise
-    return reference(*args)
+    if choice == "reference":
+        return reference(*args)
+    return call_kernel(_OP if choice == "native" else _OP_TRITON, check_args, args)
 
 
 def _unsupported(x: Tensor, groups: Any) -> str | None:

@@ -110,3 +110,22 @@ def _autocast(run: Callable[..., Any], device_type: str, packed: set[int]) -> Ca
             return run(*cast)
 
     return kernel
+
+
+def call_kernel(overload: Callable[..., Any], check_args: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Calls a compiled or Triton operator where no gradient is needed.
+
+    Args:
+        overload: what `register` or `register_triton` returned.
+        check_args: raises for wrong arguments in the words of the reference; called if the operator raises.
+        args: the schema's.
+    """
+    try:
+        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+            return overload(*args)
+        # No gradient is needed here, and asking for one again is half of a small call's time.
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload(*args)
+    except RuntimeError:
+        check_args(*args)  # words the same mistake alike on all backends
+        raise

@@ -7,25 +7,11 @@
 
 namespace ddi {
 
-OptionalTensor check_by_sample(const char* op, const std::string& name, const OptionalTensor& t,
-                               ScalarType dtype, const std::vector<int64_t>& shape) {
-  if (!t.has_value()) return std::nullopt;
-  check_cpu(op, name.c_str(), *t);
-  check_dtype(op, name.c_str(), *t, dtype);
-  check_shape(op, name.c_str(), *t, shape);
-  return as_dense(*t, MemoryFormat::Contiguous);
-}
-
 void check_image(const char* op, const char* name, const Tensor& x) {
   check_cpu(op, name, x);
   check_dim(op, name, x, 4, "[N, C, H, W]");
   check_real(op, name, x);
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1;
-  for (int64_t d = 0; d < 4; ++d) {
-    STD_TORCH_CHECK(x.size(d) >= (d == 0 ? 0 : 1) && x.size(d) <= kMost, op, ": ", name,
-                    " has shape ", shape_of(x),
-                    "; every dimension but the batch must be at least 1, all less than 2^31");
-  }
+  check_image_sizes(op, name, x);
 }
 
 void check_conv(const char* op, const Tensor& x, BlockConv& conv, int64_t ci, int64_t h, int64_t w,
@@ -44,14 +30,14 @@ void check_conv(const char* op, const Tensor& x, BlockConv& conv, int64_t ci, in
   STD_TORCH_CHECK(stride >= 1, op, ": stride is ", stride, "; expected at least 1");
   conv.shape = {x.size(0), ci, h, w, co, kernel, kernel, stride, stride, pad, pad, 1, 1};
   const ScalarType dtype = x.scalar_type();
-  conv.bias = check_by_sample(op, name("bias"), conv.bias, dtype, {co});
+  conv.bias = check_dense(op, name("bias").c_str(), conv.bias, dtype, {co});
   const int64_t numel = prepack_conv2d_numel(co, ci, kernel, kernel);
-  conv.packed = check_by_sample(op, name("packed"), conv.packed, dtype, {numel});
+  conv.packed = check_dense(op, name("packed").c_str(), conv.packed, dtype, {numel});
   if (!conv.packed.has_value()) conv.packed = prepack_conv2d_cpu(conv.weight, 1);
   const std::string mask = "mask" + conv.gate_number;
-  const std::vector<int64_t> gates = {x.size(0), (co - 1) / conv.group_size + 1};
-  conv.mask = check_by_sample(op, mask, conv.mask, ScalarType::Bool, gates);
-  conv.scale = check_by_sample(op, mask + "_scale", conv.scale, dtype, gates);
+  const std::vector<int64_t> gates = gates_shape(x.size(0), co, conv.group_size);
+  conv.mask = check_dense(op, mask.c_str(), conv.mask, ScalarType::Bool, gates);
+  conv.scale = check_dense(op, (mask + "_scale").c_str(), conv.scale, dtype, gates);
 }
 
 namespace {
@@ -70,9 +56,9 @@ void check_parts(BlockParts& p, int64_t co) {
                   ": keep must be None with a shortcut convolution: a skipped sample is x itself");
   STD_TORCH_CHECK(p.pool || !p.x_pooled.has_value(), p.op, ": x_pooled must be None without pool");
   const ScalarType dtype = p.x.scalar_type();
-  p.keep = check_by_sample(p.op, "keep", p.keep, ScalarType::Bool, {n});
-  p.keep_scale = check_by_sample(p.op, "keep_scale", p.keep_scale, dtype, {n});
-  p.x_pooled = check_by_sample(p.op, "x_pooled", p.x_pooled, dtype, {n, ci});
+  p.keep = check_dense(p.op, "keep", p.keep, ScalarType::Bool, {n});
+  p.keep_scale = check_dense(p.op, "keep_scale", p.keep_scale, dtype, {n});
+  p.x_pooled = check_dense(p.op, "x_pooled", p.x_pooled, dtype, {n, ci});
 }
 
 template <class T>

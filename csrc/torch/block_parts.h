@@ -22,10 +22,6 @@ struct BlockConv {
   Conv2dShape shape = {};
 };
 
-// A small tensor of this dtype and shape, made dense; none stays none.
-OptionalTensor check_by_sample(const char* op, const std::string& name, const OptionalTensor& t,
-                               ScalarType dtype, const std::vector<int64_t>& shape);
-
 // An image whose sizes and dtype the drivers take.
 void check_image(const char* op, const char* name, const Tensor& x);
 

@@ -6,17 +6,26 @@
 namespace ddi {
 namespace {
 
+constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1;  // of a dimension
+
 void check_pair(const char* op, const char* name, const std::vector<int64_t>& pair, int64_t least) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   STD_TORCH_CHECK(pair.size() == 2, op, ": ", name, " has ", pair.size(),
                   " entries; expected 2, for height and width");
   for (int64_t v : pair) {
-    STD_TORCH_CHECK(v >= least && v <= kMost, op, ": ", name, " is ", shape_of(pair),
+    STD_TORCH_CHECK(v >= least && v <= kMost + 1, op, ": ", name, " is ", shape_of(pair),
                     "; expected entries of at least ", least, " and less than 2^31");
   }
 }
 
 }  // namespace
+
+void check_image_sizes(const char* op, const char* name, const Tensor& x) {
+  for (int64_t d = 0; d < 4; ++d) {
+    STD_TORCH_CHECK(x.size(d) >= (d == 0 ? 0 : 1) && x.size(d) <= kMost, op, ": ", name,
+                    " has shape ", shape_of(x),
+                    "; every dimension but the batch must be at least 1, all less than 2^31");
+  }
+}
 
 Conv2dShape check_conv2d(const char* op, const Tensor& x, const Tensor& weight,
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
@@ -27,14 +36,10 @@ Conv2dShape check_conv2d(const char* op, const Tensor& x, const Tensor& weight,
   check_pair(op, "padding", padding, 0);
   check_pair(op, "dilation", dilation, 1);
   for (int64_t d = 0; d < 4; ++d) {
-    constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1;
     STD_TORCH_CHECK(weight.size(d) >= 1 && weight.size(d) <= kMost, op, ": weight has shape ",
                     shape_of(weight), "; every dimension must be at least 1 and less than 2^31");
-    STD_TORCH_CHECK(x.size(d) >= (d == 0 ? 0 : 1) && x.size(d) <= kMost, op, ": x has shape ",
-                    shape_of(x),
-                    "; every dimension but the batch must be at least 1, all less "
-                    "than 2^31");
   }
+  check_image_sizes(op, "x", x);
   STD_TORCH_CHECK(groups >= 1 && groups <= weight.size(0), op, ": groups is ", groups,
                   "; expected at least 1 and a divisor of weight's ", weight.size(0), " channels");
   STD_TORCH_CHECK(x.size(1) == weight.size(1) * groups && weight.size(0) % groups == 0, op,

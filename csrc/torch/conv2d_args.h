@@ -8,6 +8,9 @@
 
 namespace ddi {
 
+// The sizes of a 4-dimensional image.
+void check_image_sizes(const char* op, const char* name, const Tensor& x);
+
 // Sizes of a convolution, checked.
 Conv2dShape check_conv2d(const char* op, const Tensor& x, const Tensor& weight,
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,

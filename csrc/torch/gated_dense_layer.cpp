@@ -21,15 +21,15 @@ struct Layer {
 void check_layer(Layer& l) {
   const int64_t n = l.image.size(0), h = l.image.size(2), w = l.image.size(3);
   const ScalarType dtype = l.image.scalar_type();
-  l.scale1 = *check_by_sample(l.op, "scale1", l.scale1, dtype, {l.ci});
-  l.shift1 = *check_by_sample(l.op, "shift1", l.shift1, dtype, {l.ci});
+  l.scale1 = *check_dense(l.op, "scale1", l.scale1, dtype, {l.ci});
+  l.shift1 = *check_dense(l.op, "shift1", l.shift1, dtype, {l.ci});
   check_conv(l.op, l.image, l.conv1, l.ci, h, w, 1, 1);
   const OptionalTensor out_mask = l.conv2.mask;
   l.conv2.mask.reset();  // it has another name than those of the blocks
   check_conv(l.op, l.image, l.conv2, l.conv1.shape.co, h, w, 3, 1);
-  const std::vector<int64_t> gates = {n, (l.conv2.shape.co - 1) / l.conv2.group_size + 1};
-  l.conv2.mask = check_by_sample(l.op, "out_mask", out_mask, ScalarType::Bool, gates);
-  l.in_mask = check_by_sample(l.op, "in_mask", l.in_mask, ScalarType::Bool, {n, l.ci});
+  const std::vector<int64_t> gates = gates_shape(n, l.conv2.shape.co, l.conv2.group_size);
+  l.conv2.mask = check_dense(l.op, "out_mask", out_mask, ScalarType::Bool, gates);
+  l.in_mask = check_dense(l.op, "in_mask", l.in_mask, ScalarType::Bool, {n, l.ci});
 }
 
 // Where y goes, in elements; strides of 0 for a dense y.

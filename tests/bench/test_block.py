@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.block import check, dense_block, dense_providers, make_weights, our_calls, row_times
+from bench.block import dense_block, dense_providers, make_weights, our_calls, row_times
 from bench.gated import draw_masks, expand_mask
+from bench.opponents import check_result
 from ddi.timing import Timing
 from ddi.turns import Measured
 
@@ -30,10 +31,10 @@ def test_everybody_computes_the_block():
     providers = dense_providers(xs, weights, 1)
     assert set(providers) == {"channels_last", "onnxruntime", "openvino"}
     for name, provider in providers.items():
-        check(name, provider.output(1), expected)
+        check_result(name, "block", provider.output(1), expected)
     masks = draw_masks(1, 16, 0.5, 4)
     with torch.inference_mode():
         got = our_calls(xs, weights, masks, 4)[3]()
-    check("ours", got, dense_block(xs[1].double(), weights, expand_mask(masks[3], 16, 4)))
-    with pytest.raises(RuntimeError, match="ours differs from float64"):
-        check("ours", got + 1, expected)
+    check_result("ours", "block", got, dense_block(xs[1].double(), weights, expand_mask(masks[3], 16, 4)))
+    with pytest.raises(RuntimeError, match="ours on block differs from float64"):
+        check_result("ours", "block", got + 1, expected)

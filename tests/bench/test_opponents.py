@@ -57,10 +57,10 @@ def test_a_wrong_result_is_not_timed(monkeypatch):
 def test_check_result_sees_nan_and_one_bad_sample(bad):
     expected = torch.ones(3, 2, 2, 2, dtype=torch.float64)
     got = expected.float()
-    assert opponents.check_result("x", CASES[0], got, expected) == 0
+    assert opponents.check_result("x", CASES[0].name, got, expected) == 0
     got[2, 1, 0, 1] += bad
     with pytest.raises(RuntimeError, match="differs from float64"):
-        opponents.check_result("x", CASES[0], got, expected)
+        opponents.check_result("x", CASES[0].name, got, expected)
 
 
 def test_what_is_not_installed_is_named(monkeypatch):
