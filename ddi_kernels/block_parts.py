@@ -25,7 +25,7 @@ from ddi_kernels.checks import (
     empty_output,
     memory_format_of,
 )
-from ddi_kernels.prepack_conv2d import packed_dtype, packed_numel
+from ddi_kernels.prepack_conv2d import check_packed
 from ddi_kernels.registry import call_kernel
 
 
@@ -63,8 +63,7 @@ def check_conv(
     if bias is not None:
         check_like(op, label.format("bias"), bias, (co,), x.dtype, like=x)
     if packed is not None:
-        form = (packed_numel(weight),)
-        check_like(op, label.format("packed"), packed, form, packed_dtype(x.dtype), like=x)
+        check_packed(op, label.format("packed"), packed, weight, 1, x)
     return int(co)
 
 

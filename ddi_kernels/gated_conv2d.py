@@ -28,7 +28,7 @@ from ddi_kernels.checks import (
     memory_format_of,
 )
 from ddi_kernels.dense_conv2d import dense_conv2d, prefers_dense
-from ddi_kernels.prepack_conv2d import DTYPES, GROUPED_DTYPES, packed_dtype, packed_numel
+from ddi_kernels.prepack_conv2d import DTYPES, GROUPED_DTYPES, check_packed
 from ddi_kernels.registry import Op, call_kernel, register, register_triton
 from ddi_kernels.triton.tiles import gated_conv2d_unsupported
 
@@ -74,7 +74,8 @@ def gated_conv2d(
             up in float32.
         weight: Tensor[Co, Ci / groups, kh, kw] of x's dtype.
         bias: Tensor[Co] of x's dtype.
-        packed: prepack_conv2d(weight, groups), saves reordering the weights on every native call.
+        packed: prepack_conv2d(weight, groups), saves reordering the weights on every native call, and lets
+            narrow 3x3 convolutions take Winograd's algorithm.
         in_mask: bool[N, ceil(Ci / in_group_size)], the open groups of input channels.
         out_mask: bool[N, ceil(Co / out_group_size)], the open groups of output channels.
         scale: Tensor[N, ceil(Co / out_group_size)] of x's dtype.
@@ -167,8 +168,7 @@ def check_args(
             expected = f"None for groups > 1 in {x.dtype}"
             remedy = "Only float32 and float64 have a packed form then: pass packed=None."
             raise argument_error(_NAME, "packed", describe(packed), expected, remedy)
-        form = (packed_numel(weight, groups),)
-        check_like(_NAME, "packed", packed, form, packed_dtype(x.dtype), like=x)
+        check_packed(_NAME, "packed", packed, weight, groups, x)
     return shape
 
 

@@ -27,7 +27,7 @@ from ddi_kernels.checks import (
     memory_format_of,
 )
 from ddi_kernels.gated_conv2d import count_flops, per_channel
-from ddi_kernels.prepack_conv2d import packed_numel
+from ddi_kernels.prepack_conv2d import check_packed
 from ddi_kernels.quantize import check_scale, quantize
 from ddi_kernels.registry import Op, register
 
@@ -162,7 +162,7 @@ def check_args(
         if groups != 1:
             remedy = "Grouped convolutions have no packed form: pass packed=None."
             raise argument_error(_NAME, "packed", describe(packed), "None for groups > 1", remedy)
-        check_like(_NAME, "packed", packed, (packed_numel(weight),), torch.int8, like=x)
+        check_packed(_NAME, "packed", packed, weight, 1, x)
     return shape
 
 

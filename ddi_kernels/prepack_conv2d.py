@@ -6,6 +6,11 @@ channels walk in steps of one row, so that closed ones are skipped without touch
 channels lie together because instructions multiply them together: 2 of bfloat16, 4 of int8, else 1.
 Each convolution group has panels of its own; of a depthwise convolution a row holds 16 channels of
 one tap. Done once per model, not per call.
+
+Narrow 3x3 convolutions with stride 1 take 2.25 or 4 times fewer multiplications after Winograd's transform
+F(m x m, 3x3), m = 2 or 4 (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016). Their
+panels may be followed by the transformed weights, [ceil(Co/16)][(m+2)^2][Ci][16], of m = 4 up to 128 channels
+and then of m = 2 up to 256: which of the three a call uses depends on its image and gates.
 """
 
 from __future__ import annotations
@@ -17,8 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddi_kernels.backends import use_native
-from ddi_kernels.checks import argument_error, check_at_least, check_tensor, describe
-from ddi_kernels.registry import Op, register
+from ddi_kernels.checks import (
+    argument_error,
+    check_at_least,
+    check_like,
+    check_tensor,
+    describe,
+)
+from ddi_kernels.registry import Op, call_kernel, register
 
 _NAME = "prepack_conv2d"
 PANEL = 16
@@ -27,13 +38,15 @@ GROUPED_DTYPES = (torch.float32, torch.float64)  # with kernels for more than on
 _TOGETHER = {torch.bfloat16: 2, torch.int8: 4}
 
 
+_WINOGRAD_CHANNELS = {4: 128, 2: 256}  # the widest convolutions that are transformed, by m
+
+
 def packed_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype of the packed form of weights: fp16 is computed in float32, and packed as such."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def packed_numel(weight: Tensor, groups: int = 1) -> int:
-    """Length of the packed form of weight [Co, Ci / groups, kh, kw]."""
+def _panels_numel(weight: Tensor, groups: int) -> int:
     co, ci, kh, kw = weight.shape
     if _is_depthwise(weight, groups):
         return kh * kw * -(-co // PANEL) * PANEL
@@ -41,12 +54,33 @@ def packed_numel(weight: Tensor, groups: int = 1) -> int:
     return groups * -(-(co // groups) // PANEL) * kh * kw * (-(-ci // together) * together) * PANEL
 
 
+def _transforms(weight: Tensor, groups: int) -> list[int]:
+    """m of the transforms F(m x m, 3x3) that a weight has."""
+    if weight.dtype not in (torch.float32, torch.float16) or groups != 1 or tuple(weight.shape[2:]) != (3, 3):
+        return []
+    return [m for m, most in _WINOGRAD_CHANNELS.items() if max(weight.shape[:2]) <= most]
+
+
+def _numel(weight: Tensor, groups: int, winograd: bool) -> int:
+    transforms = _transforms(weight, groups) if winograd else []
+    rows = sum((m + 2) ** 2 for m in transforms) * -(-weight.shape[0] // PANEL)
+    return _panels_numel(weight, groups) + rows * weight.shape[1] * PANEL
+
+
+def check_packed(op: str, name: str, packed: Any, weight: Tensor, groups: int, x: Tensor) -> None:
+    """Raises ValueError unless packed is the packed form of weight, with or without a transform."""
+    plain, transformed = (_numel(weight, groups, winograd) for winograd in (False, True))
+    fits = isinstance(packed, Tensor) and tuple(packed.shape) == (transformed,)
+    length = transformed if fits else plain
+    check_like(op, name, packed, (length,), packed_dtype(x.dtype), like=x)
+
+
 def _is_depthwise(weight: Tensor, groups: int) -> bool:
     """Whether every channel is a convolution group of its own."""
     return groups > 1 and groups == weight.shape[0] and weight.shape[1] == 1
 
 
-def prepack_conv2d(weight: Tensor, groups: int = 1) -> Tensor:
+def prepack_conv2d(weight: Tensor, groups: int = 1, winograd: bool = True) -> Tensor:
     """Reorders weights for repeated calls of `gated_conv2d(..., packed=...)`.
 
     The result belongs to the values at the time of the call; pack again after changing them. No
@@ -55,11 +89,16 @@ def prepack_conv2d(weight: Tensor, groups: int = 1) -> Tensor:
     Args:
         weight: Tensor[Co, Ci / groups, kh, kw], float32, float64, float16, bfloat16 or int8.
         groups: convolution groups, a divisor of Co; must be 1 unless weight is float32 or float64.
+        winograd: whether the weights of a narrow 3x3 convolution in float32 or float16 are stored transformed
+            as well (up to 6.8 times the memory), for Winograd's algorithm wherever it is faster. Its results
+            differ by rounding, and NaN or infinity in an open input channel may spread to all of a tile of
+            4x4 outputs. Without use for strides or dilations other than 1.
 
     Returns:
         1-dimensional tensor, [groups][ceil(Co/groups/16)][kh][kw][ceil(Ci/groups/p)][16][p] flattened, with
         p = 2 for bfloat16, 4 for int8, else 1; of a depthwise weight (Co = Ci = groups > 1)
-        [kh][kw][ceil(Co/16) * 16]. Of the same dtype, except that float16 becomes float32.
+        [kh][kw][ceil(Co/16) * 16]; then any transformed weights. Of the same dtype, except that float16
+        becomes float32.
 
     Raises:
         ValueError: an argument has the wrong type, shape or range.
@@ -72,14 +111,12 @@ def prepack_conv2d(weight: Tensor, groups: int = 1) -> Tensor:
         >>> y = gated_conv2d(torch.ones(1, 4, 8, 8), weight, packed=packed)
     """
     check_tensor(_NAME, "weight", weight)
+    if not isinstance(winograd, bool):
+        raise argument_error(_NAME, "winograd", describe(winograd), "True or False")
     weight = weight.detach()
     if use_native(_NAME, _unsupported(weight)):
-        try:
-            return _OP(weight, groups)
-        except RuntimeError:
-            _check(weight, groups)
-            raise
-    return reference(weight, groups)
+        return call_kernel(_OP, _check, (weight, groups, winograd))
+    return reference(weight, groups, winograd)
 
 
 def _unsupported(weight: Tensor) -> str | None:
@@ -88,7 +125,7 @@ def _unsupported(weight: Tensor) -> str | None:
     return None
 
 
-def _check(weight: Any, groups: int) -> None:
+def _check(weight: Any, groups: int, winograd: bool = True) -> None:
     check_tensor(_NAME, "weight", weight, dims=4)
     if weight.dtype not in (*DTYPES, torch.int8) or min(weight.shape) < 1:
         expected = "float32, float64, float16, bfloat16 or int8 of a shape without zeros"
@@ -102,7 +139,7 @@ def _check(weight: Any, groups: int) -> None:
         raise argument_error(_NAME, "groups", groups, f"a divisor of weight's {weight.shape[0]} channels")
 
 
-def reference(weight: Tensor, groups: int) -> Tensor:
+def reference(weight: Tensor, groups: int, winograd: bool) -> Tensor:
     """Plain torch `prepack_conv2d`, the specification of all other implementations."""
     _check(weight, groups)
     co, ci, kh, kw = weight.shape
@@ -112,18 +149,40 @@ def reference(weight: Tensor, groups: int) -> Tensor:
     panels = weight.reshape(groups, co // groups, ci, kh, kw)
     padded = F.pad(panels, (0, 0, 0, 0, 0, -ci % together, 0, -(co // groups) % PANEL))
     cells = padded.reshape(-1, PANEL, -(-ci // together), together, kh, kw)
-    return cells.permute(0, 4, 5, 2, 1, 3).flatten().to(packed_dtype(weight.dtype), copy=True)
+    parts = [cells.permute(0, 4, 5, 2, 1, 3).flatten()]
+    for m in _transforms(weight, groups) if winograd else []:
+        points = torch.tensor(_winograd_points(m), dtype=torch.float64)
+        padded = F.pad(points @ weight.double() @ points.T, (0, 0, 0, 0, 0, 0, 0, -co % PANEL))
+        parts.append(padded.reshape(-1, PANEL, ci, (m + 2) ** 2).permute(0, 3, 2, 1).flatten())
+    return torch.cat([part.to(packed_dtype(weight.dtype)) for part in parts])
 
 
-def _fake(weight: Tensor, groups: int) -> Tensor:
+def _winograd_points(m: int) -> list[list[float]]:
+    """G of F(m x m, 3x3): row i evaluates a kernel of three taps at a point, with the sign and scale
+    that go with it.
+
+    Points are 0, 1, -1 and infinity for m = 2, and 0, +-5/8, +-3/2 and infinity for m = 4, where the
+    textbook's 1 and 2 lose four times as many digits.
+    """
+    if m == 2:
+        return [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
+    a, b = 0.625, 1.5
+    rows: list[list[float]] = [[1 / (a * b) ** 2, 0, 0]]
+    for near, far in ((a, b), (b, a)):
+        scale = 1 / (2 * near**2 * (near**2 - far**2))
+        rows += [[scale, s * near * scale, near**2 * scale] for s in (1, -1)]
+    return [*rows, [0, 0, 1]]
+
+
+def _fake(weight: Tensor, groups: int, winograd: bool) -> Tensor:
     _check(weight, groups)
-    return weight.new_empty((packed_numel(weight, groups),), dtype=packed_dtype(weight.dtype))
+    return weight.new_empty((_numel(weight, groups, winograd),), dtype=packed_dtype(weight.dtype))
 
 
 _OP = register(
     Op(
         name=_NAME,
-        schema="(Tensor weight, int groups) -> Tensor",
+        schema="(Tensor weight, int groups, bool winograd) -> Tensor",
         reference=reference,
         fake=_fake,
     )

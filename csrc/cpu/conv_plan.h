@@ -1,19 +1,14 @@
 // What follows from the masks of one sample: lists of open channels, the weights that go with them,
-// the walk over the inputs, and how the image is cut. Computed once for samples with equal masks.
-//
-// Weights are compressed only where they must be. If the open outputs are whole panels, as with
-// group sizes that are multiples of kLanes, tiles read the packed panels themselves: they jump from
-// one run of open inputs to the next, or, if runs are short, find every row through a list. Else
-// each compact panel is gathered from the packed ones.
+// the walk over the inputs, and how the image is cut. Made by conv_planner.h, followed by
+// gated_conv2d_sample.h.
 #pragma once
 
 #include <algorithm>
-#include <cstring>
-#include <type_traits>
 
 #include "arena.h"
 #include "gated_conv2d.h"
 #include "micro.h"
+#include "winograd.h"
 
 namespace ddi {
 
@@ -23,24 +18,15 @@ constexpr int64_t kGroupBytes = 640 * 1024;  // weight panels of a tile, to stay
 // Beyond four panels too few lanes are empty for strips to pay.
 constexpr int64_t kMaxStripChannels = 4 * kLanes;
 
+// Of the transforms that a convolution may take.
+inline int64_t most_positions(const Conv2dShape& s) {
+  return s.winograd ? winograd_positions(has_winograd(4, s.co, s.ci) ? 4 : 2) : 0;
+}
+
 // With strips a panel holds fewer channels.
 inline int64_t max_panels(int64_t channels, int strips) {
   return std::max(ceil_div(channels, kLanes),
                   ceil_div(std::min(channels, kMaxStripChannels), kLanes / strips));
-}
-
-// The cut of an image that leaves the fewest lanes empty; strips must gain what their shuffling
-// costs.
-inline int choose_strips(int64_t open, int64_t out_h, int max_strips) {
-  const auto cost = [&](int strips) {
-    return ceil_div(open, kLanes / strips) * ceil_div(out_h, strips);
-  };
-  int best = 1;
-  if (open > kMaxStripChannels) return best;
-  for (int strips = 2; strips <= max_strips; strips *= 2) {
-    if (5 * cost(strips) < 4 * cost(best)) best = strips;
-  }
-  return best;
 }
 
 template <class T>
@@ -63,6 +49,8 @@ struct ConvPlan {
   const Cell** panel;        // weights of each compact panel
   int64_t* panel_out;        // its first column in y, if direct_out
 
+  int winograd;  // m of the transform that the sample takes, or 0
+  int64_t taps;  // of its weights: of the kernel, or positions of the transform
   int64_t n_panels, steps, segments;
   int64_t cells;  // of the open inputs
   int64_t runs;   // of neighbouring open inputs
@@ -78,12 +66,29 @@ struct ConvPlan {
   const Cell* from = nullptr;  // interiors, where the call has them
   Acc* to = nullptr;
   int64_t from_stride, to_stride;  // from pixel to pixel
+
+  // Columns of a compact panel to write, of co of them.
+  int last_lanes(int64_t co, int64_t k) const {
+    const int64_t columns = direct_out ? co - panel_out[k] : kLanes;
+    return static_cast<int>(columns < kLanes ? columns : kLanes);
+  }
+};
+
+// What the tiles of a block of output rows read and write.
+template <class T>
+struct BlockView {
+  const typename Types<T>::Cell* in;       // window of the first output
+  typename Types<T>::Acc* out;             // of the first output
+  const typename Types<T>::Acc* residual;  // laid out as `out`, or nullptr
+  int64_t rows, out_row, out_stride;       // of outputs, from row to row, from pixel to pixel
+  bool relu;
 };
 
 template <class T>
 ConvPlan<T> make_conv_plan(const Conv2dShape& s, Arena& arena) {
   ConvPlan<T> plan;
-  const int64_t ci = s.group_ci(), co = s.group_co(), taps = s.kh * s.kw;
+  const int64_t ci = s.group_ci(), co = s.group_co();
+  const int64_t taps = std::max(s.kh * s.kw, most_positions(s));
   const int64_t panels = max_panels(co, micro<T>().max_strips);
   const int64_t steps = taps * ceil_div(ci, plan.kPack);
   plan.in_index = arena.take<int32_t>(ci + 1);
@@ -106,238 +111,15 @@ ConvPlan<T> make_conv_plan(const Conv2dShape& s, Arena& arena) {
   return plan;
 }
 
-// Channels [first, first + channels) of a row of group bits; `index` has room for one more.
-inline ChannelSet list_channels(const uint8_t* open, int64_t first, int64_t channels,
-                                int64_t group_size, int32_t* index, uint16_t* bits) {
-  std::memset(bits, 0, static_cast<size_t>(ceil_div(channels, kLanes)) * sizeof(uint16_t));
-  // Without branches on the bits, which nothing could predict.
-  int64_t count = 0, end;
-  for (int64_t c = 0; c < channels; c = end) {
-    const int64_t group = (first + c) / group_size;
-    end = std::min((group + 1) * group_size - first, channels);
-    const uint32_t is_open = open == nullptr || open[group] != 0;
-    for (int64_t i = c; i < end; ++i) {
-      index[count] = static_cast<int32_t>(i);
-      count += is_open;
-      bits[i / kLanes] = static_cast<uint16_t>(bits[i / kLanes] | (is_open << (i % kLanes)));
-    }
-  }
-  return {channels, count, index, bits};
-}
-
-// Compares the bits of samples a and b.
-inline int compare_bits(const uint8_t* open, int64_t groups, int64_t a, int64_t b) {
-  return open == nullptr ? 0 : std::memcmp(open + a * groups, open + b * groups, groups);
-}
-
-// Makes the plans of one call.
+// How many panels the next tile takes: two, or three where that leaves no single one; fewer if
+// their weights would not stay in L2.
 template <class T>
-class ConvPlanner {
-  using Cell = typename Types<T>::Cell;
-  using Acc = typename Types<T>::Acc;
-  static constexpr int kPack = Types<T>::kPack;
-
- public:
-  ConvPlanner(const GatedConv2d<T>& args, int64_t min_blocks)
-      : a_(args),
-        s_(args.shape),
-        ci_(s_.group_ci()),
-        co_(s_.group_co()),
-        taps_(s_.kh * s_.kw),
-        in_groups_(ceil_div(s_.ci, args.in_group_size)),
-        out_groups_(ceil_div(s_.co, args.out_group_size)),
-        min_blocks_(min_blocks) {}
-
-  // Readies a plan for one convolution group of a sample. What follows from the masks stays valid
-  // from one sample to the next if both have the same.
-  void plan(ConvPlan<T>& p, int64_t n, int64_t group) const {
-    const bool same = p.sample >= 0 && p.group == group &&
-                      compare_bits(a_.in_open, in_groups_, p.sample, n) == 0 &&
-                      compare_bits(a_.out_open, out_groups_, p.sample, n) == 0;
-    const bool same_epilogue = same && a_.scale == nullptr;
-    p.sample = n;
-    p.group = group;
-    if (!same) {
-      list(p);
-      choose_weights(p);
-      plan_input(p);
-      plan_rows(p);
-      plan_panels(p);
-      plan_blocks(p);
-    }
-    if (!same_epilogue) plan_epilogue(p);
+int tile_panels(int64_t left, int64_t panel_bytes) {
+  for (int v : {3, 2}) {
+    const bool fits = micro<T>().max_pixels[v] > 0 && v * panel_bytes <= kGroupBytes;
+    if (fits && (v == 3 ? left % 2 == 1 && left >= 3 : left >= 2)) return v;
   }
-
-  const Cell* packed(int64_t group, int64_t panel) const {
-    const int64_t rows = taps_ * ceil_div(ci_, kPack);
-    return a_.packed + (group * ceil_div(co_, kLanes) + panel) * rows * kLanes;
-  }
-
-  // Gathers one compact panel, and sums it up where that is needed.
-  void ready_panel(const ConvPlan<T>& p, int64_t panel) const {
-    if (p.compress) compress_panel(p, panel);
-    if constexpr (Types<T>::kInteger) {
-      micro<T>().sum_weights(p.panel[panel], p.segment, p.segments, p.start + panel * kLanes);
-    }
-  }
-
- private:
-  void compress_panel(const ConvPlan<T>& p, int64_t panel) const {
-    const int64_t width = kLanes / p.strips, first = panel * width;
-    const int64_t last = std::min(first + width, p.out.open);
-    PanelMove<T> moves[kLanes];
-    int n_moves = 0;
-    int64_t source = -1;
-    for (int64_t j = first; j < last; ++j) {
-      const int64_t c = p.out_index[j];
-      if (c / kLanes != source) {
-        source = c / kLanes;
-        moves[n_moves] = {packed(p.group, source), 0, {}};
-        ++n_moves;
-      }
-      PanelMove<T>& move = moves[n_moves - 1];
-      for (int64_t s = 0; s < p.strips; ++s) {
-        const int64_t lane = (j - first) * p.strips + s;
-        move.mask |= 1u << lane;
-        move.from[lane] = static_cast<int32_t>(c % kLanes);
-      }
-    }
-    micro<T>().compress_panel(moves, n_moves, p.row, p.steps, p.panels + panel * p.steps * kLanes);
-  }
-
-  void list(ConvPlan<T>& p) const {
-    const uint8_t* in = a_.in_open == nullptr ? nullptr : a_.in_open + p.sample * in_groups_;
-    const uint8_t* out = a_.out_open == nullptr ? nullptr : a_.out_open + p.sample * out_groups_;
-    p.in = list_channels(in, p.group * ci_, ci_, a_.in_group_size, p.in_index, p.in_bits);
-    p.out = list_channels(out, p.group * co_, co_, a_.out_group_size, p.out_index, p.out_bits);
-    if (a_.pre_scale != nullptr) {
-      for (int64_t i = 0; i < p.in.open; ++i) {
-        p.pre_scale[i] = a_.pre_scale[p.group * ci_ + p.in_index[i]];
-        p.pre_shift[i] = a_.pre_shift[p.group * ci_ + p.in_index[i]];
-      }
-    }
-    p.whole_panels = true;
-    for (int64_t k = 0; k < ceil_div(co_, kLanes); ++k) {
-      const int lanes = static_cast<int>(std::min<int64_t>(co_ - k * kLanes, kLanes));
-      p.whole_panels &= p.out_bits[k] == 0 || p.out_bits[k] == (1u << lanes) - 1u;
-    }
-  }
-
-  // A list costs a load a step, which tiles of one panel have no time for: there compressing once
-  // is cheaper.
-  void choose_weights(ConvPlan<T>& p) const {
-    p.runs = 0;
-    bool whole_cells = true;  // runs do not begin or end inside a cell
-    int32_t end = -1;         // of the run so far
-    for (int64_t i = 0; i < p.in.open; ++i) {
-      const int32_t c = p.in_index[i];
-      const bool begins = c != end;
-      p.runs += begins;
-      whole_cells &= !begins || (c % kPack == 0 && (i == 0 || end % kPack == 0));
-      end = c + 1;
-    }
-    whole_cells &= p.in.open == 0 || end % kPack == 0 || end == ci_;
-    const int most = a_.from_interior ? 1 : micro<T>().max_strips;
-    p.strips = choose_strips(p.out.open, s_.out_h(), most);
-    const bool short_runs = p.in.open < kLanes / 2 * p.runs;
-    const bool can_list = kPack == 1 && p.out.open > kLanes;
-    p.compress = !p.whole_panels || p.strips > 1 || !whole_cells || (short_runs && !can_list);
-    p.listed = short_runs && !p.compress;
-  }
-
-  // The inputs as tiles read them: x itself where nothing is closed or padded, else a compact copy.
-  // Stretches of the reduction that are contiguous become one segment.
-  void plan_input(ConvPlan<T>& p) const {
-    p.cells = ceil_div(p.in.open, kPack);
-    const bool plain = std::is_same<T, Cell>::value && s_.pad_h == 0 && s_.pad_w == 0 &&
-                       a_.x_stride[1] == 1 && p.strips == 1 && p.in.open == ci_ &&
-                       a_.pre_scale == nullptr;
-    p.direct_in = a_.from_interior || plain;
-    p.pixel_stride = p.cells * p.strips;
-    if (a_.from_interior) {
-      p.pixel_stride = p.from_stride;
-    } else if (plain) {
-      p.pixel_stride = a_.x_stride[3];
-    }
-    const bool in_x = plain && !a_.from_interior;
-    p.row_stride = in_x ? a_.x_stride[2] : (s_.w + 2 * s_.pad_w) * p.pixel_stride;
-    p.steps = taps_ * p.cells;
-    p.segments = 0;
-    Segment end = {-1, 0, -1};  // where the next step would continue the last segment
-    const bool by_run = !p.compress && !p.listed;
-    const int64_t packed_cells = by_run ? ceil_div(ci_, kPack) : p.cells;
-    for (int64_t tap = 0; tap < taps_; ++tap) {
-      const int64_t ky = tap / s_.kw * s_.dilation_h, kx = tap % s_.kw * s_.dilation_w;
-      for (int64_t i = 0, next; i < p.in.open; i = next) {
-        next = by_run ? i + 1 : p.in.open;
-        while (next < p.in.open && p.in_index[next] == p.in_index[next - 1] + 1) ++next;
-        const int64_t first = i / kPack, length = ceil_div(next, kPack) - first;
-        const int64_t offset = ky * p.row_stride + kx * p.pixel_stride + first * p.strips;
-        const int64_t row = tap * packed_cells + (by_run ? p.in_index[i] / kPack : first);
-        if (offset != end.offset || row != end.row) p.segment[p.segments++] = {offset, 0, row};
-        p.segment[p.segments - 1].length += length;
-        end = {offset + length * p.strips, 0, row + length};
-      }
-    }
-  }
-
-  void plan_rows(ConvPlan<T>& p) const {
-    int32_t* row = p.row;
-    const int64_t tap_channels = round_up(ci_, kPack);
-    for (int64_t tap = 0; tap < taps_; ++tap) {
-      for (int64_t i = 0; i < p.in.open; ++i) {
-        *row++ = static_cast<int32_t>(tap * tap_channels) + p.in_index[i];
-      }
-      for (int64_t i = p.in.open; i < p.cells * kPack; ++i) *row++ = -1;
-    }
-    std::fill(row, row + kPrefetchRows, p.steps > 0 ? p.row[0] : 0);
-  }
-
-  void plan_panels(ConvPlan<T>& p) const {
-    p.n_panels = ceil_div(p.out.open, kLanes / p.strips);
-    p.ready = !p.compress && !Types<T>::kInteger;
-    p.direct_out = std::is_same<Acc, typename Types<T>::Out>::value && p.whole_panels &&
-                   p.strips == 1 && a_.channels_last && !a_.to_interior && a_.y != nullptr;
-    p.to_stride = p.n_panels * kLanes / p.strips;
-    for (int64_t k = 0; k < p.n_panels; ++k) {
-      const int64_t source = p.whole_panels && p.strips == 1 ? p.out_index[k * kLanes] / kLanes : k;
-      p.panel[k] = p.compress ? p.panels + k * p.steps * kLanes : packed(p.group, source);
-      p.panel_out[k] = (p.direct_out ? source : k) * kLanes;
-    }
-  }
-
-  void plan_blocks(ConvPlan<T>& p) const {
-    const int64_t out_h = s_.out_h();
-    p.strip_rows = ceil_div(out_h, p.strips);
-    const int64_t in_row = p.direct_in ? s_.w * s_.ci : p.row_stride;
-    const int64_t out_row = s_.out_w() * (p.direct_out ? s_.co : p.n_panels * kLanes);
-    const int64_t halo = std::max<int64_t>((s_.kh - 1) * s_.dilation_h + 1 - s_.stride_h, 0);
-    const int64_t per_row = std::max<int64_t>(s_.stride_h * in_row + out_row, 1);
-    const int64_t budget = kBlockBytes / static_cast<int64_t>(sizeof(Cell)) - halo * in_row;
-    const int64_t fit = std::max<int64_t>(std::min(budget / per_row, p.strip_rows), 1);
-    p.blocks = std::min(std::max(ceil_div(p.strip_rows, fit), min_blocks_), p.strip_rows);
-    p.block_rows = ceil_div(p.strip_rows, p.blocks);
-  }
-
-  void plan_epilogue(ConvPlan<T>& p) const {
-    const int64_t first = p.group * co_, width = p.n_panels * kLanes / p.strips;
-    const Acc* scale = a_.scale == nullptr ? nullptr : a_.scale + p.sample * out_groups_;
-    std::fill_n(p.bias, p.n_panels * kLanes, Acc(0));
-    if (Types<T>::kInteger) std::fill_n(p.factor, p.n_panels * kLanes, Acc(0));
-    if (scale != nullptr) std::fill_n(p.scale, p.n_panels * kLanes, Acc(0));
-    for (int64_t j = 0; j < std::min(width, p.out.open); ++j) {
-      const int64_t c = first + p.out_index[j];
-      for (int64_t s = j * p.strips; s < (j + 1) * p.strips; ++s) {
-        if (Types<T>::kInteger) p.factor[s] = a_.factor[c];
-        if (a_.bias != nullptr) p.bias[s] = a_.bias[c];
-        if (scale != nullptr) p.scale[s] = scale[c / a_.out_group_size];
-      }
-    }
-  }
-
-  const GatedConv2d<T>& a_;
-  const Conv2dShape& s_;
-  const int64_t ci_, co_, taps_, in_groups_, out_groups_, min_blocks_;
-};
+  return 1;
+}
 
 }  // namespace ddi

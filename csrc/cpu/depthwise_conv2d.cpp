@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "conv_plan.h"
+#include "conv_planner.h"
 #include "micro_depthwise.h"
 
 namespace ddi {

@@ -10,9 +10,10 @@
 #pragma once
 
 #include "cells.h"
-#include "conv_plan.h"
+#include "conv_planner.h"
 #include "conv_prefetch.h"
 #include "conv_result.h"
+#include "winograd_block.h"
 
 namespace ddi {
 
@@ -48,12 +49,14 @@ struct BlockRoom {
     single_out = arena.take<Acc>(out_numel + strips * 2 * kLanes);
     expanded_numel = Types<T>::kInteger ? std::max<int64_t>(s.co, kBlockBytes / 16) : 0;
     expanded = arena.take<Acc>(expanded_numel);
+    if constexpr (kHasWinograd<T>) winograd = WinogradRoom(s, strips, arena);
   }
 
   Cell *in, *single;
   Acc *out, *single_out;
   Acc* expanded;  // before it is quantized
   int64_t single_stride, out_numel, expanded_numel;
+  WinogradRoom winograd;
 };
 
 template <class T>
@@ -85,7 +88,13 @@ class SampleConv {
     if (a_.to_interior) clear_halo(p, block);
     if (p.out.open > 0) {
       if (!p.direct_in) copy_block(p, y0, y1, room);
-      run_tiles(p, y0, y1, next, room);
+      const BlockView<T> block_view = view(p, y0, y1, room);
+      if (p.winograd == 0) {
+        run_tiles(p, block_view, next);
+      } else if constexpr (kHasWinograd<T>) {
+        for (int64_t k = 0; k < p.n_panels && !p.ready; ++k) planner_.ready_panel(p, k);
+        WinogradBlock<T>(p, a_, block_view, room.winograd).run();
+      }
     }
     if (a_.to_interior) {
       if (p.strips > 1 && p.out.open > 0) join_strips(p, y0, y1, room);
@@ -186,51 +195,50 @@ class SampleConv {
     }
   }
 
-  // How many panels the next tile takes: two, or three where that leaves no single one.
-  int tile_panels(const ConvPlan<T>& p, int64_t left) const {
-    const int64_t panel_bytes = p.steps * kLanes * static_cast<int64_t>(sizeof(Cell));
-    for (int v : {3, 2}) {
-      const bool fits = micro_.max_pixels[v] > 0 && v * panel_bytes <= kGroupBytes;
-      if (fits && (v == 3 ? left % 2 == 1 && left >= 3 : left >= 2)) return v;
-    }
-    return 1;
+  static int64_t panel_bytes(const ConvPlan<T>& p) {
+    return p.steps * kLanes * static_cast<int64_t>(sizeof(Cell));
   }
 
-  void run_tiles(const ConvPlan<T>& p, int64_t y0, int64_t y1, Upcoming<T>& next,
-                 const BlockRoom<T>& room) const {
+  BlockView<T> view(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
+    BlockView<T> v = {};
+    v.rows = y1 - y0;
+    v.out_stride = p.direct_out ? a_.out_stride() : p.n_panels * kLanes;
+    v.out_row = out_w_ * v.out_stride;
+    v.relu = (p.direct_out || a_.to_interior) && a_.relu;
+    v.in = room.in;
+    v.out = room.out;
+    if (a_.from_interior) v.in = p.from + y0 * s_.stride_h * p.row_stride;
+    if (a_.to_interior && p.strips == 1) {
+      v.out_row += 2 * a_.halo_w * p.to_stride;
+      v.out = interior_row(p, y0);
+    }
+    if constexpr (kSameIn) {
+      if (p.direct_in && !a_.from_interior) v.in = x_at(p, y0 * s_.stride_h);
+    }
+    if constexpr (kSameOut) {
+      if (p.direct_out) v.out = a_.y + y_offset(p, y0);
+      if (p.direct_out) v.residual = residual(y_offset(p, y0));
+    }
+    return v;
+  }
+
+  void run_tiles(const ConvPlan<T>& p, const BlockView<T>& v, Upcoming<T>& next) const {
     ConvTile<T> tile = {};
     tile.pixel_stride = s_.stride_w * p.pixel_stride;
     tile.segment = p.segment;
     tile.segments = p.segments;
     tile.row = p.listed ? p.row : nullptr;
     tile.ahead_row = p.row;
-    tile.out_stride = p.direct_out ? a_.out_stride() : p.n_panels * kLanes;
-    tile.relu = (p.direct_out || a_.to_interior) && a_.relu;
-    const int64_t at = p.direct_out ? y_offset(p, y0) : 0;
-    const bool to_interior = a_.to_interior && p.strips == 1;
-    int64_t out_row = out_w_ * tile.out_stride;
-    const Cell* in = room.in;
-    Acc* out = room.out;
-    const Acc* res = nullptr;
-    if (a_.from_interior) in = p.from + y0 * s_.stride_h * p.row_stride;
-    if (to_interior) out_row += 2 * a_.halo_w * p.to_stride;
-    if (to_interior) out = interior_row(p, y0);
-    if constexpr (kSameIn) {
-      if (p.direct_in && !a_.from_interior) in = x_at(p, y0 * s_.stride_h);
-    }
-    if constexpr (kSameOut) {
-      if (p.direct_out) out = a_.y + at;
-      if (p.direct_out) res = residual(at);
-    }
-
+    tile.out_stride = v.out_stride;
+    tile.relu = v.relu;
     int width;
     Ahead<T> ahead;
     for (int64_t panel = 0; panel < p.n_panels; panel += width) {
-      width = tile_panels(p, p.n_panels - panel);
-      for (int v = 0; v < width; ++v) {
-        if (!p.ready) planner_.ready_panel(p, panel + v);
-        tile.weight[v] = p.panel[panel + v];
-        tile.out_at[v] = p.panel_out[panel + v];
+      width = tile_panels<T>(p.n_panels - panel, panel_bytes(p));
+      for (int i = 0; i < width; ++i) {
+        if (!p.ready) planner_.ready_panel(p, panel + i);
+        tile.weight[i] = p.panel[panel + i];
+        tile.out_at[i] = p.panel_out[panel + i];
       }
       if (Types<T>::kInteger) {
         tile.start = p.start + panel * kLanes;
@@ -238,51 +246,48 @@ class SampleConv {
       }
       tile.bias = p.bias + panel * kLanes;
       tile.scale = a_.scale == nullptr ? nullptr : p.scale + panel * kLanes;
-      const int64_t columns = co_ - tile.out_at[width - 1];
-      tile.last_lanes = static_cast<int>(p.direct_out && columns < kLanes ? columns : kLanes);
+      tile.last_lanes = p.last_lanes(co_, panel + width - 1);
       fetch_ahead(p, panel + width, ahead);
-      run_panels(p, tile, width, in, y1 - y0, out, out_row, res, ahead, next);
+      run_panels(p, tile, width, v, ahead, next);
     }
   }
 
   // What the tiles of the panels from `panel` on will read, unless all weights stay in L2 anyway.
   void fetch_ahead(const ConvPlan<T>& p, int64_t panel, Ahead<T>& ahead) const {
     ahead.clear();
-    const int64_t bytes = p.n_panels * p.steps * kLanes * static_cast<int64_t>(sizeof(Cell));
-    if (Types<T>::kPack > 1 || panel >= p.n_panels || bytes <= kAheadBytes ||
+    if (Types<T>::kPack > 1 || panel >= p.n_panels || p.n_panels * panel_bytes(p) <= kAheadBytes ||
         (p.ready && p.compress))
       return;
-    const int64_t end = panel + tile_panels(p, p.n_panels - panel);
+    const int64_t end = panel + tile_panels<T>(p.n_panels - panel, panel_bytes(p));
     if (!p.compress) {
       for (; panel < end; ++panel) ahead.add(p.panel[panel]);
     } else if (p.strips == 1) {
       const int64_t last = std::min(end * kLanes, p.out.open);
       for (int64_t j = panel * kLanes; j < last; ++j) {
-        ahead.add(planner_.packed(p.group, p.out_index[j] / kLanes));
+        ahead.add(planner_.packed(p, p.out_index[j] / kLanes));
       }
     }
   }
 
   // All pixels of a block with the panels of one tile. Two rows share a tile where they fit.
-  void run_panels(const ConvPlan<T>& p, ConvTile<T>& tile, int width, const Cell* in, int64_t rows,
-                  Acc* out, int64_t out_row, const Acc* res, Ahead<T>& ahead,
-                  Upcoming<T>& next) const {
+  void run_panels(const ConvPlan<T>& p, ConvTile<T>& tile, int width, const BlockView<T>& v,
+                  Ahead<T>& ahead, Upcoming<T>& next) const {
     const int64_t most = micro_.max_pixels[width], in_row = s_.stride_h * p.row_stride;
     // Tiles of a row differ by at most one pixel: a short one would waste what a row saves.
     const int64_t tiles = ceil_div(out_w_, most);
-    const int64_t lines = next.per_call(tiles * rows);
-    for (int64_t y = 0; y < rows; ++y) {
-      const bool pair = 2 * out_w_ <= most && y + 1 < rows;
+    const int64_t lines = next.per_call(tiles * v.rows);
+    for (int64_t y = 0; y < v.rows; ++y) {
+      const bool pair = 2 * out_w_ <= most && y + 1 < v.rows;
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t x0 = i * out_w_ / tiles, pixels = (i + 1) * out_w_ / tiles - x0;
         const int64_t first = (pixels + 1) / 2;
-        tile.in[0] = in + y * in_row + x0 * tile.pixel_stride;
+        tile.in[0] = v.in + y * in_row + x0 * tile.pixel_stride;
         tile.in[1] = tile.in[0] + (pair ? in_row : first * tile.pixel_stride);
-        tile.out[0] = out + y * out_row + x0 * tile.out_stride;
-        tile.out[1] = tile.out[0] + (pair ? out_row : first * tile.out_stride);
-        if (res != nullptr) {
-          tile.residual[0] = res + (tile.out[0] - out);
-          tile.residual[1] = res + (tile.out[1] - out);
+        tile.out[0] = v.out + y * v.out_row + x0 * tile.out_stride;
+        tile.out[1] = tile.out[0] + (pair ? v.out_row : first * tile.out_stride);
+        if (v.residual != nullptr) {
+          tile.residual[0] = v.residual + (tile.out[0] - v.out);
+          tile.residual[1] = v.residual + (tile.out[1] - v.out);
         }
         next.fetch(lines);
         tile.ahead = ahead.next();

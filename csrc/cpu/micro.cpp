@@ -3,6 +3,7 @@
 
 #include "isa.h"
 #include "micro_depthwise.h"
+#include "micro_winograd.h"
 
 namespace ddi {
 
@@ -59,6 +60,10 @@ DepthwiseTileFn<float> depthwise_tile<float>() {
   return pick(kDepthwiseScalarF32, kDepthwiseAvx2F32, kDepthwiseAvx512F32, kDepthwiseAvx512F32,
               kDepthwiseAvx512F32);
 }
+
+const WinogradMicro& winograd_micro() {
+  return pick(kWinogradScalar, kWinogradAvx2, kWinogradAvx512, kWinogradAvx512, kWinogradAvx512);
+}
 #else
 template <>
 const Micro<float>& micro<float>() {
@@ -84,6 +89,8 @@ template <>
 DepthwiseTileFn<float> depthwise_tile<float>() {
   return kDepthwiseScalarF32;
 }
+
+const WinogradMicro& winograd_micro() { return kWinogradScalar; }
 #endif
 
 template <>

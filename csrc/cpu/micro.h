@@ -96,9 +96,11 @@ struct ConvTileOf {
   const Cell* ahead;
   const int32_t* ahead_row;
   const Cell* weight[kMaxPanels];
-  const int32_t* start;    // [panels * kLanes], of integer sums
-  const Acc* factor;       // [panels * kLanes], of integer sums
-  const Acc* bias;         // [panels * kLanes]
+  const int32_t* start;  // [panels * kLanes], of integer sums
+  const Acc* factor;     // [panels * kLanes], of integer sums
+  // [panels * kLanes], or nullptr if the sums are wanted as they are, whole panels of them, without
+  // scale, residual and activation.
+  const Acc* bias;
   const Acc* scale;        // [panels * kLanes] or nullptr
   const Acc* residual[2];  // laid out as `out`, or nullptr
   Acc* out[2];             // first pixel of each run

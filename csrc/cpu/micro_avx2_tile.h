@@ -22,6 +22,10 @@ DDI_INLINE void finish(const ConvTile<typename Op::Type>& t, typename Op::Sums (
     DDI_UNROLL
     for (int h = 0; h < 2; ++h) {
       const int64_t at = (p - run * kFirst) * t.out_stride + t.out_at[0] + h * kHalf;
+      if (t.bias == nullptr) {
+        _mm256_storeu_ps(t.out[run] + at, Op::value(t, acc[p], h));
+        continue;
+      }
       const int64_t n = t.last_lanes - h * kHalf;
       __m256 v = _mm256_add_ps(Op::value(t, acc[p], h), _mm256_loadu_ps(t.bias + h * kHalf));
       if (t.scale != nullptr) v = _mm256_mul_ps(v, _mm256_loadu_ps(t.scale + h * kHalf));

@@ -17,6 +17,16 @@ namespace {
 template <class Op, int P, int V>
 DDI_INLINE void finish(const ConvTile<typename Op::Type>& t, typename Op::Sum (&acc)[P][V]) {
   constexpr int kFirst = (P + 1) / 2;
+  if (t.bias == nullptr) {
+    DDI_UNROLL
+    for (int p = 0; p < P; ++p) {
+      const int run = p < kFirst ? 0 : 1;
+      float* out = t.out[run] + (p - run * kFirst) * t.out_stride;
+      DDI_UNROLL
+      for (int v = 0; v < V; ++v) _mm512_storeu_ps(out + t.out_at[v], Op::value(t, v, acc[p][v]));
+    }
+    return;
+  }
   DDI_UNROLL
   for (int v = 0; v < V; ++v) {
     const __mmask16 lanes = first_lanes(v == V - 1 ? t.last_lanes : kLanes);

@@ -68,7 +68,8 @@ void conv_tile_of(const ConvTile<T>& t) {
     Acc* out = t.out[p] + t.out_at[0];
     const Acc* residual = t.residual[p] == nullptr ? nullptr : t.residual[p] + t.out_at[0];
     for (int l = 0; l < t.last_lanes; ++l) {
-      Acc v = value_of<T>(t, sum[p][l], l) + t.bias[l];
+      Acc v = value_of<T>(t, sum[p][l], l);
+      if (t.bias != nullptr) v += t.bias[l];
       if (t.scale != nullptr) v *= t.scale[l];
       if (residual != nullptr) v += residual[l];
       out[l] = activate(v, t.relu);

@@ -2,14 +2,17 @@
 // group panels of kLanes output channels, [ceil(co / kLanes)][kh][kw][ceil(ci / kPack)][kLanes]
 // [kPack] with the kPack of the type (1 for floats, 2 for bf16, 4 for int8), padded with zeros.
 // fp16 becomes float. A depthwise convolution of float or double, whose groups are single channels,
-// has [kh][kw][channels], padded to whole lanes. The layout is the same for every instruction set,
-// so a packed weight may be stored.
+// has [kh][kw][channels], padded to whole lanes. Behind the panels of a 3x3 kernel may follow the
+// same weights transformed for Winograd's F(m x m, 3 x 3), [ceil(co / kLanes)][(m + 2)^2][ci]
+// [kLanes], first of m = 4, then of m = 2, where has_winograd. The layout is the same for every
+// instruction set, so a packed weight may be stored.
 #pragma once
 
 #include "arena.h"
 #include "depthwise_conv2d.h"
 #include "micro.h"
 #include "parallel.h"
+#include "winograd.h"
 
 namespace ddi {
 
@@ -19,6 +22,7 @@ struct PrepackConv2d {
   const T* weight;
   int64_t stride[4];  // of co, ci, kh, kw, in elements
   int64_t groups = 1;
+  bool winograd = false;  // transformed weights too; only of a 3x3 kernel in float or half
 };
 
 // Weights that the packed form has room for.
@@ -28,6 +32,11 @@ int64_t prepack_conv2d_numel(int64_t co, int64_t ci, int64_t kh, int64_t kw, int
   if (kHasDepthwise<T> && is_depthwise(ci * groups, co, groups))
     return kh * kw * round_up(co, kLanes);
   return groups * round_up(co / groups, kLanes) * kh * kw * round_up(ci, kPack);
+}
+
+// Those of the weights transformed for F(m x m, 3 x 3).
+inline int64_t winograd_numel(int m, int64_t co, int64_t ci) {
+  return has_winograd(m, co, ci) ? round_up(co, kLanes) * winograd_positions(m) * ci : 0;
 }
 
 template <class T>

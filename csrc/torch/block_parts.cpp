@@ -31,8 +31,7 @@ void check_conv(const char* op, const Tensor& x, BlockConv& conv, int64_t ci, in
   conv.shape = {x.size(0), ci, h, w, co, kernel, kernel, stride, stride, pad, pad, 1, 1};
   const ScalarType dtype = x.scalar_type();
   conv.bias = check_dense(op, name("bias").c_str(), conv.bias, dtype, {co});
-  const int64_t numel = prepack_conv2d_numel(co, ci, kernel, kernel);
-  conv.packed = check_dense(op, name("packed").c_str(), conv.packed, dtype, {numel});
+  conv.packed = check_packed(op, name("packed").c_str(), conv.packed, dtype, conv.shape);
   if (!conv.packed.has_value()) conv.packed = prepack_conv2d_cpu(conv.weight, 1);
   const std::string mask = "mask" + conv.gate_number;
   const std::vector<int64_t> gates = gates_shape(x.size(0), co, conv.group_size);

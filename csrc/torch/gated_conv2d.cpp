@@ -21,7 +21,7 @@ struct Inputs {
   bool relu;
 };
 
-void check_tensors(Inputs& in, const Conv2dShape& s, MemoryFormat format) {
+void check_tensors(Inputs& in, Conv2dShape& s, MemoryFormat format) {
   const ScalarType dtype = in.x.scalar_type();
   if (!is_half(dtype)) check_real(kOp, "x", in.x);
   check_cpu(kOp, "x", in.x);
@@ -33,8 +33,7 @@ void check_tensors(Inputs& in, const Conv2dShape& s, MemoryFormat format) {
   const auto gates_in = gates_shape(s.n, s.ci, in.in_group_size);
   const auto gates_out = gates_shape(s.n, s.co, in.out_group_size);
   in.bias = check_dense(kOp, "bias", in.bias, dtype, {s.co});
-  in.packed = check_dense(kOp, "packed", in.packed, packed_dtype(dtype),
-                          {packed_conv2d_numel(dtype, s.co, s.group_ci(), s.kh, s.kw, s.groups)});
+  in.packed = check_packed(kOp, "packed", in.packed, dtype, s);
   in.in_mask = check_dense(kOp, "in_mask", in.in_mask, ScalarType::Bool, gates_in);
   in.out_mask = check_dense(kOp, "out_mask", in.out_mask, ScalarType::Bool, gates_out);
   in.scale = check_dense(kOp, "scale", in.scale, dtype, gates_out);
@@ -105,7 +104,7 @@ Tensor gated_conv2d_cpu(const Tensor& x, const Tensor& weight, const OptionalTen
   STD_TORCH_CHECK(groups == 1 || !is_half(x.scalar_type()), kOp, ": groups is ", groups,
                   " and x is in half precision; the native CPU kernel groups float32 and float64, "
                   "others go through ddi_kernels.gated_conv2d, which uses the reference for them");
-  const Conv2dShape s = check_conv2d(kOp, x, weight, stride, padding, dilation, groups);
+  Conv2dShape s = check_conv2d(kOp, x, weight, stride, padding, dilation, groups);
   Inputs in = {x,     weight,   bias,          packed,         in_mask, out_mask,
                scale, residual, in_group_size, out_group_size, relu};
   const MemoryFormat format = format_of(x);

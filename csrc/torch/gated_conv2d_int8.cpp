@@ -28,7 +28,7 @@ void check_scale(const char* name, double scale) {
                   "; expected a positive number in the range of float32");
 }
 
-void check_tensors(Inputs& in, const Conv2dShape& s, MemoryFormat format) {
+void check_tensors(Inputs& in, Conv2dShape& s, MemoryFormat format) {
   check_cpu(kOp, "x", in.x);
   check_dtype(kOp, "x", in.x, ScalarType::Char);
   check_cpu(kOp, "weight", in.weight);
@@ -44,8 +44,7 @@ void check_tensors(Inputs& in, const Conv2dShape& s, MemoryFormat format) {
   constexpr ScalarType kFloat = ScalarType::Float;
   in.weight_scale = check_dense(kOp, "weight_scale", in.weight_scale, kFloat, {s.co});
   in.bias = check_dense(kOp, "bias", in.bias, kFloat, {s.co});
-  in.packed = check_dense(kOp, "packed", in.packed, ScalarType::Char,
-                          {packed_conv2d_numel(ScalarType::Char, s.co, s.ci, s.kh, s.kw)});
+  in.packed = check_packed(kOp, "packed", in.packed, ScalarType::Char, s);
   in.in_mask = check_dense(kOp, "in_mask", in.in_mask, ScalarType::Bool, gates_in);
   in.out_mask = check_dense(kOp, "out_mask", in.out_mask, ScalarType::Bool, gates_out);
   in.scale = check_dense(kOp, "scale", in.scale, kFloat, gates_out);
@@ -101,7 +100,7 @@ Tensor gated_conv2d_int8_cpu(const Tensor& x, const Tensor& weight, const Tensor
   STD_TORCH_CHECK(groups == 1, kOp, ": groups is ", groups,
                   "; the native CPU kernel takes groups = 1, others go through "
                   "ddi_kernels.gated_conv2d_int8, which uses the reference for them");
-  const Conv2dShape s = check_conv2d(kOp, x, weight, stride, padding, dilation, groups);
+  Conv2dShape s = check_conv2d(kOp, x, weight, stride, padding, dilation, groups);
   check_scale("x_scale", x_scale);
   if (out_scale.has_value()) check_scale("out_scale", *out_scale);
   Inputs in = {x,

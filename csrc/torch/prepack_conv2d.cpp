@@ -2,12 +2,13 @@
 #include "prepack_conv2d.h"
 
 #include "../cpu/prepack_conv2d.h"
+#include "conv2d_args.h"
 
 namespace ddi {
 namespace {
 
 template <class T>
-void pack(const Tensor& weight, int64_t groups, Tensor& packed) {
+void pack(const Tensor& weight, int64_t groups, bool winograd, Tensor& packed) {
   const PrepackConv2d<T> args = {
       weight.size(0),
       weight.size(1),
@@ -15,25 +16,42 @@ void pack(const Tensor& weight, int64_t groups, Tensor& packed) {
       weight.size(3),
       static_cast<const T*>(weight.const_data_ptr()),
       {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)},
-      groups};
+      groups,
+      winograd};
   prepack_conv2d<T>(args, parallel_tasks,
                     static_cast<typename Types<T>::Cell*>(packed.mutable_data_ptr()));
 }
-
-}  // namespace
 
 ScalarType packed_dtype(ScalarType weight) {
   return weight == ScalarType::Half ? ScalarType::Float : weight;
 }
 
-int64_t packed_conv2d_numel(ScalarType weight, int64_t co, int64_t ci, int64_t kh, int64_t kw,
-                            int64_t groups) {
+int64_t panels_numel(ScalarType weight, int64_t co, int64_t ci, int64_t kh, int64_t kw,
+                     int64_t groups) {
   if (weight == ScalarType::BFloat16) return prepack_conv2d_numel<bf16>(co, ci, kh, kw, groups);
   if (weight == ScalarType::Char) return prepack_conv2d_numel<int8_t>(co, ci, kh, kw, groups);
   return prepack_conv2d_numel<float>(co, ci, kh, kw, groups);
 }
 
-Tensor prepack_conv2d_cpu(const Tensor& weight, int64_t groups) {
+bool takes_winograd(ScalarType weight, int64_t kh, int64_t kw, int64_t groups) {
+  const bool type = weight == ScalarType::Float || weight == ScalarType::Half;
+  return type && kh == 3 && kw == 3 && groups == 1;
+}
+
+}  // namespace
+
+OptionalTensor check_packed(const char* op, const char* name, const OptionalTensor& packed,
+                            ScalarType weight, Conv2dShape& s) {
+  if (!packed.has_value()) return std::nullopt;
+  const int64_t panels = panels_numel(weight, s.co, s.group_ci(), s.kh, s.kw, s.groups);
+  const int64_t transformed = winograd_numel(4, s.co, s.ci) + winograd_numel(2, s.co, s.ci);
+  s.winograd = takes_winograd(weight, s.kh, s.kw, s.groups) && transformed > 0 &&
+               packed->numel() == panels + transformed;
+  const int64_t numel = panels + (s.winograd ? transformed : 0);
+  return check_dense(op, name, packed, packed_dtype(weight), {numel});
+}
+
+Tensor prepack_conv2d_cpu(const Tensor& weight, int64_t groups, bool winograd) {
   constexpr const char* kOp = "prepack_conv2d";
   check_dim(kOp, "weight", weight, 4, "[Co, Ci / groups, kh, kw]");
   const ScalarType dtype = weight.scalar_type();
@@ -47,24 +65,26 @@ Tensor prepack_conv2d_cpu(const Tensor& weight, int64_t groups) {
   STD_TORCH_CHECK(groups >= 1 && weight.size(0) % groups == 0, kOp, ": groups is ", groups,
                   ", but weight has shape ", shape_of(weight), "; expected a divisor of ",
                   weight.size(0));
-  const int64_t numel = packed_conv2d_numel(dtype, weight.size(0), weight.size(1), weight.size(2),
-                                            weight.size(3), groups);
+  const int64_t co = weight.size(0), ci = weight.size(1), kh = weight.size(2), kw = weight.size(3);
+  winograd = winograd && takes_winograd(dtype, kh, kw, groups);
+  int64_t numel = panels_numel(dtype, co, ci, kh, kw, groups);
+  if (winograd) numel += winograd_numel(4, co, ci) + winograd_numel(2, co, ci);
   Tensor packed = new_tensor(weight, {numel}, packed_dtype(dtype));
   switch (dtype) {
     case ScalarType::Half:
-      pack<half>(weight, groups, packed);
+      pack<half>(weight, groups, winograd, packed);
       break;
     case ScalarType::BFloat16:
-      pack<bf16>(weight, groups, packed);
+      pack<bf16>(weight, groups, winograd, packed);
       break;
     case ScalarType::Char:
-      pack<int8_t>(weight, groups, packed);
+      pack<int8_t>(weight, groups, winograd, packed);
       break;
     case ScalarType::Float:
-      pack<float>(weight, groups, packed);
+      pack<float>(weight, groups, winograd, packed);
       break;
     default:
-      pack<double>(weight, groups, packed);
+      pack<double>(weight, groups, winograd, packed);
   }
   return packed;
 }

@@ -1,15 +1,16 @@
 // The operator as a function, for convolutions called without a packed weight.
 #pragma once
 
+#include "../cpu/gated_conv2d.h"
 #include "common.h"
 
 namespace ddi {
 
-Tensor prepack_conv2d_cpu(const Tensor& weight, int64_t groups);
+Tensor prepack_conv2d_cpu(const Tensor& weight, int64_t groups, bool winograd = false);
 
-// Dtype and length of the packed form of a weight.
-ScalarType packed_dtype(ScalarType weight);
-int64_t packed_conv2d_numel(ScalarType weight, int64_t co, int64_t ci, int64_t kh, int64_t kw,
-                            int64_t groups = 1);
+// The packed form of a weight of this dtype, or none, contiguous. Its length says whether it holds
+// transformed weights, which goes into the shape.
+OptionalTensor check_packed(const char* op, const char* name, const OptionalTensor& packed,
+                            ScalarType weight, Conv2dShape& s);
 
 }  // namespace ddi

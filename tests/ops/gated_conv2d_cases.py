@@ -40,6 +40,7 @@ class Case:
     residual: str | None = None
     relu: bool = False
     packed: bool = False
+    winograd: bool = False  # the packed weights hold transformed ones
     dtype: torch.dtype = torch.float32
 
 
@@ -113,6 +114,38 @@ def grouped_changes() -> list[dict[str, Any]]:
     ]  # fmt: skip
     packed = [c | {"packed": True} for c in (grouped[0], grouped[3], narrow)]
     return [*grouped, *packed, whole, strips, strips | {"residual": "channels_last"}, *depthwise]
+
+
+def winograd_changes() -> list[dict[str, Any]]:
+    """Sizes that are and are not whole tiles, and gates that need strips, lists, runs or gathered weights."""
+    sizes = [(9, 8), (16, 15), (4, 4), (1, 40), (3, 37), (21, 2), (33, 34)]
+    channels = [(64, 64), (40, 70), (33, 17), (150, 30), (256, 18), (128, 129)]
+    shapes = [{"size": size, "ci": ci, "co": co} for size, (ci, co) in itertools.product(sizes, channels)]
+    wide = {"ci": 64, "co": 64, "size": (16, 15)}
+    narrow = {"ci": 18, "co": 16, "size": (30, 31)}
+    gates = [
+        {"in_group_size": a, "out_group_size": b, "in_open": c, "out_open": d}
+        for a, b, c, d in [
+            (16, 16, "random", "random"), (16, 16, None, None), (4, 8, "random", "random"),
+            (1, 16, "random", "random"), (1, 64, "random", "all"), (8, 1, "all", "random"),
+            (1, 1, "none", "all"), (1, 1, "all", "none"), (1, 1, "one", "all"), (1, 1, "all", "one"),
+            (2, 4, "all", "random"),
+        ]
+    ]  # fmt: skip
+    others = [
+        {"layout": layout, "residual": residual, "scale": scale, "relu": relu}
+        for layout, residual, scale, relu in [
+            ("contiguous", None, False, True), ("sliced", "sliced", True, True),
+            ("transposed", "contiguous", False, False), ("expanded", None, True, False),
+            ("channels_last", "channels_last", True, True),
+        ]
+    ]  # fmt: skip
+    others += [{"padding": p} for p in (0, (2, 0), (0, 3))] + [{"batch": b} for b in (0, 1)]
+    # Where there is no transform: as if there were none.
+    others += [{"stride": 2}, {"dilation": (1, 2)}, {"kernel": (1, 3)}, {"ci": 257}]
+    others += [{"bias": False}, {"dtype": torch.float16}, {"dtype": torch.bfloat16}, {"dtype": torch.float64}]
+    masks = [shape | gate for shape in (wide, narrow) for gate in gates]
+    return [c | {"packed": True, "winograd": True} for c in (*shapes, *masks, *(wide | o for o in others))]
 
 
 def pairwise(seed: int = 0, without: str | None = None) -> list[dict[str, Any]]:
@@ -235,7 +268,9 @@ def build(case: Case) -> tuple[dict[str, Any], Tensor]:
         "x": lay_out(x.to(case.dtype), case.layout),
         "weight": weight,
         "bias": None if bias is None else bias.to(case.dtype),
-        "packed": prepack_conv2d(weight, groups) if case.packed and has_kernel(vars(case)) else None,
+        "packed": prepack_conv2d(weight, groups, case.winograd)
+        if case.packed and has_kernel(vars(case))
+        else None,
         "in_mask": in_mask,
         "out_mask": out_mask,
         "scale": None if scale is None else scale.to(case.dtype),

@@ -17,6 +17,7 @@ from gated_conv2d_cases import (
     lay_out,
     pairwise,
     single_changes,
+    winograd_changes,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,6 +82,44 @@ def test_equals_dense_times_mask_on_pairs_of_changes(kernel, changes):
     check(Case(**changes))
 
 
+@pytest.mark.parametrize("changes", winograd_changes(), ids=case_id)
+def test_winograd_equals_dense_times_mask(kernel, changes):
+    check(Case(**changes))
+
+
+@pytest.mark.parametrize(
+    ("case", "taken"),
+    [
+        (Case(ci=64, co=64, size=(16, 16)), True),
+        (Case(ci=64, co=64, size=(8, 8)), True),
+        (Case(ci=16, co=16, size=(32, 32), in_open=None, out_open=None), True),
+        (Case(ci=64, co=64, size=(4, 4)), False),  # too few tiles
+        (Case(ci=64, co=64, size=(16, 16), out_open="one"), False),  # too few pairs of channels
+        (Case(ci=64, co=64, size=(16, 16), stride=2), False),
+        (Case(ci=64, co=260, size=(16, 16)), False),
+    ],
+)
+def test_winograd_is_taken_where_it_pays(isa, case, taken):
+    arguments, _ = build(case)
+    direct, transformed = (
+        gated_conv2d(**arguments | {"packed": prepack_conv2d(arguments["weight"], 1, winograd)})
+        for winograd in (False, True)
+    )
+    assert torch.equal(direct, transformed) is not taken
+
+
+def test_winograd_keeps_nan_and_infinity_in_their_tile(isa):
+    x = torch.ones(1, 16, 16, 16)
+    x[0, 3, 9, 6], x[0, 5, 12, 13] = NAN, torch.inf
+    weight = torch.ones(16, 16, 3, 3)
+    y = gated_conv2d(x, weight, packed=prepack_conv2d(weight), padding=1)
+    assert not y[..., 8:11, 5:8].isfinite().any() and not y[..., 11:14, 12:15].isfinite().any()
+    # Of the tiles of 4x4 outputs, those that read one of the two.
+    far = torch.ones(16, 16, dtype=torch.bool)
+    far[8:12, 4:8] = far[8:16, 12:16] = False
+    assert y[..., far].isfinite().all()
+
+
 def test_typed_in_depthwise_answers(kernel):
     # Three channels of 1x3 pixels, a 1x3 kernel each; the middle input and the last output are closed.
     x = torch.tensor([[[1.0, 2.0, 3.0]], [[NAN, NAN, NAN]], [[4.0, 5.0, 6.0]]])[None]
@@ -122,8 +161,10 @@ def one_then_two_threads() -> Iterator[tuple[int, int]]:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("groups", ["one", "two", "depthwise"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_threads_change_no_bit(isa, one_then_two_threads, batch, groups, dtype):
-    arguments, _ = build(Case(batch=batch, ci=90, co=70, size=(31, 19), groups=groups, dtype=dtype))
+@pytest.mark.parametrize("packed", [True, False])
+def test_threads_change_no_bit(isa, one_then_two_threads, batch, groups, dtype, packed):
+    shape = {"ci": 90, "co": 70, "size": (31, 19), "packed": packed, "winograd": packed}
+    arguments, _ = build(Case(batch=batch, groups=groups, dtype=dtype, **shape))
     results = []
     for threads in one_then_two_threads:
         torch.set_num_threads(threads)
@@ -134,7 +175,7 @@ def test_threads_change_no_bit(isa, one_then_two_threads, batch, groups, dtype):
 @pytest.mark.parametrize("groups", ["one", "four", "depthwise"])
 def test_packed_weights_change_no_bit(isa, groups):
     arguments, _ = build(Case(relu=True, groups=groups))
-    packed = prepack_conv2d(arguments["weight"], arguments["groups"])
+    packed = prepack_conv2d(arguments["weight"], arguments["groups"], winograd=False)
     assert torch.equal(gated_conv2d(**arguments), gated_conv2d(**arguments | {"packed": packed}))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import ddi_kernels
 from ddi_kernels import prepack_conv2d
 
 OP = torch.ops.ddi.prepack_conv2d.default
@@ -43,7 +44,7 @@ def test_typed_in_answer_of_pairs(backend):
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 5)], ids=str)
 def test_panels_hold_the_weights_and_zeros(backend, dtype, co, ci, kernel):
     weight = (50 * torch.randn(co, ci, *kernel)).clamp(-128, 127).to(dtype)
-    packed = prepack_conv2d(weight)
+    packed = prepack_conv2d(weight, winograd=False)
     together, packed_dtype = PACKED[dtype]
     assert packed.dtype == packed_dtype and packed.dim() == 1
     panels = packed.view(-1, *kernel, -(-ci // together), 16, together)
@@ -51,6 +52,50 @@ def test_panels_hold_the_weights_and_zeros(backend, dtype, co, ci, kernel):
     channels = panels.permute(0, 4, 3, 5, 1, 2).flatten(2, 3).flatten(0, 1)
     assert torch.equal(channels[:co, :ci], weight.to(packed_dtype))
     assert not channels[co:].any() and not channels[:, ci:].any()
+
+
+def test_typed_in_answer_of_transforms(backend):
+    # A kernel whose transform is the outer product of (1, 2, 4) at the points of each axis.
+    taps = torch.tensor([1.0, 2.0, 4.0])
+    packed = prepack_conv2d(torch.outer(taps, taps)[None, None])
+    assert packed.shape == ((9 + 36 + 16) * 16,)
+    rows = packed.view(-1, 16)
+    assert not rows[:, 1:].any()
+    # Points 0, 5/8, -5/8, 3/2, -3/2 and infinity; a and b are the squares of two of them.
+    a, b = 25 / 64, 9 / 4
+    at = [1 / (a * b), *((1 + s * 2 * a**0.5 + 4 * a) / (2 * a * (a - b)) for s in (1, -1)),
+          *((1 + s * 2 * b**0.5 + 4 * b) / (2 * b * (b - a)) for s in (1, -1)), 4.0]  # fmt: skip
+    four = torch.tensor(at, dtype=torch.float64)
+    assert torch.allclose(rows[9:45, 0].double(), torch.outer(four, four).flatten(), rtol=1e-6)
+    two = torch.tensor([1.0, 3.5, 1.5, 4.0])
+    assert rows[45:, 0].tolist() == torch.outer(two, two).flatten().tolist()
+
+
+@pytest.mark.parametrize("co", [1, 16, 17, 128, 129, 256, 257])
+@pytest.mark.parametrize("ci", [1, 17, 128, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_transforms_equal_the_reference(backend, dtype, co, ci):
+    weight = torch.randn(co, ci, 3, 3).to(dtype)
+    packed = prepack_conv2d(weight)
+    with ddi_kernels.backend("reference"):
+        expected = prepack_conv2d(weight)
+    panels, wide = -(-co // 16) * ci * 16, max(co, ci)
+    taps = 9 + (36 if wide <= 128 else 0) + (16 if wide <= 256 else 0)
+    assert packed.shape == expected.shape == (panels * taps,)
+    assert torch.equal(packed[: panels * 9], expected[: panels * 9])
+    torch.testing.assert_close(packed, expected, rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("weight", "groups"),
+    [
+        (torch.randn(16, 8, 3, 3).double(), 1), (torch.randn(16, 8, 3, 3).bfloat16(), 1),
+        (torch.randn(16, 8, 1, 3), 1), (torch.randn(16, 8, 5, 5), 1), (torch.randn(16, 8, 3, 3), 2),
+        (torch.randn(16, 1, 3, 3), 16), (torch.randn(257, 8, 3, 3), 1),
+    ],
+)  # fmt: skip
+def test_others_have_no_transform(backend, weight, groups):
+    assert torch.equal(prepack_conv2d(weight, groups), prepack_conv2d(weight, groups, winograd=False))
 
 
 @pytest.mark.parametrize("groups", [2, 4])
@@ -87,12 +132,12 @@ def test_result_is_a_copy_without_gradient(backend):
 
 
 def test_opcheck():
-    torch.library.opcheck(OP, (torch.randn(5, 3, 3, 3), 1))
-    torch.library.opcheck(OP, (torch.randn(16, 1, 1, 1).double(), 1))
-    torch.library.opcheck(OP, (torch.randn(5, 3, 3, 3).half(), 1))
-    torch.library.opcheck(OP, (torch.randn(5, 3, 3, 3).bfloat16(), 1))
-    torch.library.opcheck(OP, (torch.randn(6, 4, 3, 3), 2))
-    torch.library.opcheck(OP, (torch.randn(6, 1, 3, 3), 6))
+    torch.library.opcheck(OP, (torch.randn(5, 3, 3, 3), 1, True))
+    torch.library.opcheck(OP, (torch.randn(16, 1, 1, 1).double(), 1, True))
+    torch.library.opcheck(OP, (torch.randn(5, 3, 3, 3).half(), 1, True))
+    torch.library.opcheck(OP, (torch.randn(5, 3, 3, 3).bfloat16(), 1, True))
+    torch.library.opcheck(OP, (torch.randn(6, 4, 3, 3), 2, True))
+    torch.library.opcheck(OP, (torch.randn(6, 1, 3, 3), 6, True))
 
 
 def test_compile_fullgraph(backend):
@@ -119,4 +164,10 @@ def test_errors_name_the_argument(backend, wrong):
     with pytest.raises(ValueError, match=f"prepack_conv2d: argument '{argument}'"):
         prepack_conv2d(*call)
     with pytest.raises((ValueError, RuntimeError), match=f"prepack_conv2d.*{argument}"):
-        OP(*call)
+        OP(*call, True)
+
+
+@pytest.mark.parametrize("winograd", [None, 4])
+def test_winograd_is_a_bool(backend, winograd):
+    with pytest.raises(ValueError, match="prepack_conv2d: argument 'winograd'"):
+        prepack_conv2d(torch.ones(4, 3, 3, 3), winograd=winograd)

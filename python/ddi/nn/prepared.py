@@ -60,7 +60,10 @@ class PreparedConv:
             weight, bias = fold_bn(weight, bias, bn)
         real = weight.dtype in (torch.float32, torch.float64)
         packable = real or (conv.groups == 1 and weight.dtype.is_floating_point)
-        packed = prepack_conv2d(weight, conv.groups) if packable and weight.device.type == "cpu" else None
+        packed = None
+        if packable and weight.device.type == "cpu":
+            unit = conv.stride == (1, 1) and conv.dilation == (1, 1)
+            packed = prepack_conv2d(weight, conv.groups, winograd=unit)
         return cls(weight, bias, packed, conv_geometry(conv))
 
     def __call__(self, x: Tensor, **gating: Any) -> Tensor:

@@ -1,0 +1,167 @@
+// A block of output rows by Winograd's transform (winograd.h), from the same compact inputs and to
+// the same places as the register tiles that sum over taps. Open channels cost what they cost
+// there: a position is a product of [tiles][open inputs] with the weights of [open inputs][open
+// outputs], walked by the same register tile, with its lists, runs and strips.
+//
+// Blocking: a few tiles at a time, so that their inputs and products at all positions stay in L2
+// and those of one position in L1, while the weights pass by.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "arena.h"
+#include "conv_plan.h"
+#include "micro_winograd.h"
+
+namespace ddi {
+
+constexpr int64_t kWinogradTiles = 16;  // transformed at a time
+
+template <class T>
+constexpr bool kHasWinograd = std::is_same<typename Types<T>::Cell, float>::value;
+
+// Stretches of one position; an odd number of lines apart, so that a tile's positions do not all
+// fall into the same few sets of a cache.
+inline int64_t winograd_stride(int64_t tile_stride) {
+  return (kWinogradTiles * tile_stride / kLanes | 1) * kLanes;
+}
+
+// Inputs and products of kWinogradTiles tiles at all positions.
+struct WinogradRoom {
+  WinogradRoom() = default;
+  WinogradRoom(const Conv2dShape& s, int64_t max_strips, Arena& arena) {
+    const int64_t positions = most_positions(s);
+    const int64_t elements = round_up(s.ci * max_strips, kLanes);
+    const int64_t lanes = max_panels(s.co, static_cast<int>(max_strips)) * kLanes;
+    in = arena.take<float>(positions * winograd_stride(elements));
+    out = arena.take<float>(positions * winograd_stride(lanes));
+  }
+
+  float *in = nullptr, *out = nullptr;
+};
+
+template <class T>
+class WinogradBlock {
+ public:
+  WinogradBlock(const ConvPlan<T>& p, const GatedConv2d<T>& args, const BlockView<T>& view,
+                const WinogradRoom& room)
+      : p_(p),
+        view_(view),
+        room_(room),
+        m_(p.winograd),
+        out_w_(args.shape.out_w()),
+        columns_(ceil_div(out_w_, m_)),
+        in_tile_(round_up(p.cells * p.strips, kLanes)),
+        out_tile_(p.n_panels * kLanes),
+        position_rows_((p.compress ? p.cells : args.shape.ci) * kLanes),
+        scaled_(args.scale != nullptr),
+        last_lanes_(p.last_lanes(args.shape.co, p.n_panels - 1)) {}
+
+  void run() const {
+    const int64_t across = ceil_div(columns_, ceil_div(columns_, kWinogradTiles));
+    const int64_t down = std::max<int64_t>(kWinogradTiles / columns_, 1);
+    const int64_t tile_rows = ceil_div(view_.rows, m_);
+    for (int64_t y = 0; y < tile_rows; y += down) {
+      for (int64_t x = 0; x < columns_; x += across) {
+        run_tiles(y, std::min(down, tile_rows - y), x, std::min(across, columns_ - x));
+      }
+    }
+  }
+
+ private:
+  // Tiles [y, y + down) x [x, x + across).
+  void run_tiles(int64_t y, int64_t down, int64_t x, int64_t across) const {
+    for (int64_t r = 0; r < down; ++r) inputs(y + r, x, across, r * across);
+    products(down * across);
+    for (int64_t r = 0; r < down; ++r) outputs(y + r, x, across, r * across);
+  }
+
+  void inputs(int64_t y, int64_t x, int64_t tiles, int64_t first) const {
+    WinogradInput t;
+    for (int64_t i = 0; i < m_ + 2; ++i) {
+      const int64_t row = std::min(y * m_ + i, view_.rows + 1);
+      t.row[i] = view_.in + row * p_.row_stride + x * m_ * p_.pixel_stride;
+    }
+    t.columns = out_w_ + 2 - x * m_;
+    t.pixel_stride = p_.pixel_stride;
+    t.tiles = tiles;
+    t.elements = p_.cells * p_.strips;
+    t.out = room_.in + first * in_tile_;
+    t.position_stride = winograd_stride(in_tile_);
+    t.tile_stride = in_tile_;
+    winograd_micro().input[m_ / 2 - 1](t);
+  }
+
+  void outputs(int64_t y, int64_t x, int64_t tiles, int64_t first) const {
+    const int64_t at = y * m_ * view_.out_row + x * m_ * view_.out_stride;
+    WinogradOutput t;
+    t.in = room_.out + first * out_tile_;
+    t.position_stride = winograd_stride(out_tile_);
+    t.tile_stride = out_tile_;
+    t.tiles = tiles;
+    t.panels = p_.n_panels;
+    t.rows = view_.rows - y * m_;
+    t.columns = out_w_ - x * m_;
+    t.bias = p_.bias;
+    t.scale = scaled_ ? p_.scale : nullptr;
+    t.residual = view_.residual == nullptr ? nullptr : view_.residual + at;
+    t.out = view_.out + at;
+    t.row_stride = view_.out_row;
+    t.pixel_stride = view_.out_stride;
+    t.out_at = p_.panel_out;
+    t.last_lanes = last_lanes_;
+    t.relu = view_.relu;
+    winograd_micro().output[m_ / 2 - 1](t);
+  }
+
+  // The products of so many tiles at every position.
+  void products(int64_t tiles) const {
+    ConvTile<T> tile = {};
+    tile.pixel_stride = in_tile_;
+    tile.segment = p_.segment;
+    tile.segments = p_.segments;
+    tile.row = p_.listed ? p_.row : nullptr;
+    tile.ahead_row = p_.row;
+    tile.out_stride = out_tile_;
+    tile.last_lanes = kLanes;
+    const int64_t positions = winograd_positions(m_);
+    for (int64_t i = 0; i < positions; ++i) {
+      int width;
+      for (int64_t panel = 0; panel < p_.n_panels; panel += width) {
+        width = tile_panels<T>(p_.n_panels - panel, 0);
+        for (int v = 0; v < width; ++v) {
+          tile.weight[v] = p_.panel[panel + v] + i * position_rows_;
+          tile.out_at[v] = v * kLanes;
+        }
+        if (p_.listed) tile.ahead = tile.weight[0];
+        float* out = room_.out + i * winograd_stride(out_tile_) + panel * kLanes;
+        position(tile, room_.in + i * winograd_stride(in_tile_), out, tiles, width);
+      }
+    }
+  }
+
+  void position(ConvTile<T>& tile, const float* in, float* out, int64_t tiles, int width) const {
+    const int64_t runs = ceil_div(tiles, micro<T>().max_pixels[width]);
+    for (int64_t r = 0; r < runs; ++r) {
+      const int64_t first = r * tiles / runs, count = (r + 1) * tiles / runs - first;
+      const int64_t half = (count + 1) / 2;
+      tile.in[0] = in + first * in_tile_;
+      tile.in[1] = tile.in[0] + half * in_tile_;
+      tile.out[0] = out + first * out_tile_;
+      tile.out[1] = tile.out[0] + half * out_tile_;
+      micro<T>().conv_tile(tile, static_cast<int>(count), width, p_.strips);
+    }
+  }
+
+  const ConvPlan<T>& p_;
+  const BlockView<T>& view_;
+  const WinogradRoom& room_;
+  const int64_t m_, out_w_, columns_;  // tiles of a row
+  const int64_t in_tile_, out_tile_;   // floats of a tile at one position
+  const int64_t position_rows_;        // floats of a panel from position to position
+  const bool scaled_;
+  const int last_lanes_;
+};
+
+}  // namespace ddi
