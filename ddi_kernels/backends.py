@@ -184,19 +184,23 @@ def use_native(op: str, unsupported: str | None) -> bool:
     Raises:
         RuntimeError: the backend chosen by name cannot run this call.
     """
-    return choose(op, unsupported, None) == "native"
+    return choose(op, unsupported) == "native"
 
 
 def choose(
-    op: str, no_native: str | None, no_triton: Callable[[], str | None] | None, on_gpu: bool = False
+    op: str,
+    no_native: str | None,
+    no_triton: Callable[..., str | None] | None = None,
+    args: tuple[Any, ...] = (),
+    on_gpu: bool = False,
 ) -> str:
     """The implementation that a call goes to: "native", "triton" or "reference".
 
     Args:
         op: the operator's name, for the error.
         no_native: why the compiled kernel cannot take these arguments, None where it can.
-        no_triton: says the same of the Triton kernel, asked only where it matters; None for an
-            operator that has none.
+        no_triton: says the same of the Triton kernel when called with `args`, only where it matters; None
+            for an operator that has none.
         on_gpu: whether the arguments are CUDA tensors. Elsewhere Triton's interpreter is slow, and
             taken only by name.
 
@@ -207,7 +211,7 @@ def choose(
     if name == "auto":
         if no_native is None and native_library is not None:
             return "native"
-        if on_gpu and _triton_reason(no_triton) is None:
+        if on_gpu and _triton_reason(no_triton, args) is None:
             return "triton"
         if native_library is None:
             _tell_fallback_once()
@@ -217,7 +221,7 @@ def choose(
     if current_backend() == "native":
         reason = no_native if native_library is not None else _native_reason
     else:
-        reason = _triton_reason(no_triton)
+        reason = _triton_reason(no_triton, args)
     if reason is None:
         return name
     raise RuntimeError(
@@ -226,11 +230,11 @@ def choose(
     )
 
 
-def _triton_reason(no_triton: Callable[[], str | None] | None) -> str | None:
+def _triton_reason(no_triton: Callable[..., str | None] | None, args: tuple[Any, ...]) -> str | None:
     if no_triton is None:
         return "it has no Triton kernel"
     ok, reason = triton_available()
-    return no_triton() if ok else reason
+    return no_triton(*args) if ok else reason
 
 
 def _tell_fallback_once() -> None:

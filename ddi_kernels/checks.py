@@ -4,7 +4,7 @@ once something is wrong, so that checks are cheap and traceable by torch.compile
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,6 +79,55 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
 def empty_output(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """An output of this shape, not yet written, in the dtype, device and memory format of x."""
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
+
+
+class Geometry(NamedTuple):
+    """All integers of a gated convolution, in the order in which operators take them as one list.
+
+    Every argument of an operator costs torch a tenth of a microsecond; a list costs two, however long.
+    """
+
+    stride_h: int
+    stride_w: int
+    padding_h: int
+    padding_w: int
+    dilation_h: int
+    dilation_w: int
+    groups: int
+    in_group_size: int
+    out_group_size: int
+    relu: int
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        return self.stride_h, self.stride_w
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        return self.padding_h, self.padding_w
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        return self.dilation_h, self.dilation_w
+
+
+def geometry_list(
+    op: str, stride: Any, padding: Any, dilation: Any, groups: Any, in_group_size: Any,
+    out_group_size: Any, activation: Any,
+) -> tuple[int, ...]:  # fmt: skip
+    """The values of a `Geometry` from a public function's arguments, which operators check; a plain tuple."""
+    if activation is not None and activation != "relu":
+        raise argument_error(op, "activation", describe(activation), "None or 'relu'")
+    sh, sw = (stride, stride) if isinstance(stride, int) else _two(op, "stride", stride, 1)
+    ph, pw = (padding, padding) if isinstance(padding, int) else _two(op, "padding", padding, 0)
+    dh, dw = (dilation, dilation) if isinstance(dilation, int) else _two(op, "dilation", dilation, 1)
+    relu = 0 if activation is None else 1
+    return sh, sw, ph, pw, dh, dw, groups, in_group_size, out_group_size, relu
+
+
+def _two(op: str, argument: str, value: Any, minimum: int) -> Any:
+    check_pair(op, argument, value, minimum)
+    return value
 
 
 def conv_output_shape(

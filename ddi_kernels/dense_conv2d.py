@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddi_kernels import backends, tables
 from ddi_kernels.active_channels import expand_groups
-from ddi_kernels.checks import memory_format_of
+from ddi_kernels.checks import Geometry, memory_format_of
 from ddi_kernels.latency import ALIGNED, FINE, ConvShape, Estimate
 
 # Verdicts and packed weights that are kept; past it they are made anew: some callers' shapes never repeat.
@@ -60,8 +60,7 @@ class _Choice:
 
 def prefers_dense(
     x: Tensor, weight: Any, bias: Any, packed: Any, in_mask: Any, out_mask: Any, scale: Any,
-    residual: Any, stride: Any, padding: Any, dilation: Any, groups: Any, in_group_size: Any,
-    out_group_size: Any, relu: bool,
+    residual: Any, geometry: Any,
 ) -> tuple[bool, bool] | None:  # fmt: skip
     """Whether `auto` takes the dense kernel for a call that the native one supports and needs no gradient.
 
@@ -79,12 +78,13 @@ def prefers_dense(
     ):
         return None
     try:
-        key = (x.shape, weight.shape, stride, dilation, padding, x.dtype, torch.get_num_threads())
+        key = (x.shape, weight.shape, geometry, x.dtype, torch.get_num_threads())
         choice = _choices.get(key)
         if choice is None:
             choice = _make_choice(key)
         if choice is _NEVER or not x.is_contiguous(memory_format=torch.channels_last):
             return None
+        *_, in_group_size, out_group_size, relu = geometry
         fine = (in_mask is not None and in_group_size % ALIGNED != 0) or (
             out_mask is not None and out_group_size % ALIGNED != 0
         )
@@ -116,13 +116,13 @@ def _make_choice(key: tuple[Any, ...]) -> Any:
     return choice
 
 
-def _shape_of(
-    x: Any, weight: Any, stride: Any, dilation: Any, padding: Any, dtype: torch.dtype, threads: int
-) -> ConvShape | None:
+def _shape_of(x: Any, weight: Any, geometry: Any, dtype: torch.dtype, threads: int) -> ConvShape | None:
     """What the table knows of a call; None for a wrong call, or one that no table speaks of."""
     if len(x) != 4 or len(weight) != 4 or min(*x, *weight) < 1 or x[1] != weight[1]:
         return None
-    if dtype != torch.float32 or dilation != (1, 1) or weight[2] != weight[3]:
+    g = Geometry(*geometry)
+    stride, padding = g.stride, g.padding
+    if dtype != torch.float32 or g.dilation != (1, 1) or weight[2] != weight[3]:
         return None
     if stride[0] != stride[1] or stride[0] < 1 or min(padding) < 0:
         return None
@@ -171,20 +171,19 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Any, packed: Tensor, stride: Any, p
 def dense_conv2d(
     masked: tuple[bool, bool], x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor,
     in_mask: Tensor | None, out_mask: Tensor | None, scale: Tensor | None, residual: Tensor | None,
-    stride: Any, padding: Any, dilation: Any, groups: int,
-    in_group_size: int, out_group_size: int, relu: bool,
+    geometry: Any,
 ) -> Tensor:  # fmt: skip
     """The call for which `prefers_dense` returned `masked`, its arguments checked by the caller."""
-    memory_format = memory_format_of(x)
+    memory_format, g = memory_format_of(x), Geometry(*geometry)
     if in_mask is not None and masked[0]:
-        x = x.view(torch.int32).bitwise_and(_bit_masks(in_mask, x.shape[1], in_group_size)).view(x.dtype)
-    y = _conv2d(x, weight, bias, packed, stride, padding)
+        x = x.view(torch.int32).bitwise_and(_bit_masks(in_mask, x.shape[1], g.in_group_size)).view(x.dtype)
+    y = _conv2d(x, weight, bias, packed, g.stride, g.padding)
     if scale is not None:
-        y.mul_(expand_groups(scale, y.shape[1], out_group_size)[:, :, None, None])
+        y.mul_(expand_groups(scale, y.shape[1], g.out_group_size)[:, :, None, None])
     if out_mask is not None and masked[1]:
-        y.view(torch.int32).bitwise_and_(_bit_masks(out_mask, y.shape[1], out_group_size))
+        y.view(torch.int32).bitwise_and_(_bit_masks(out_mask, y.shape[1], g.out_group_size))
     if residual is not None:
         y.add_(residual)
-    if relu:
+    if g.relu:
         y.relu_()
     return y.contiguous(memory_format=memory_format)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from ddi_kernels.block_parts import (
     unsupported_image,
 )
 from ddi_kernels.checks import check_at_least, check_tensor
-from ddi_kernels.registry import Op, register
+from ddi_kernels.registry import Op, autocast_enabled, register
 
 _NAME = "gated_basic_block"
 _SCHEMA = (
@@ -113,7 +112,7 @@ def gated_basic_block(
         x, weight1, bias1, packed1, weight2, bias2, packed2, shortcut_weight, shortcut_bias,
         shortcut_packed, keep, keep_scale, mask, mask_scale, group_size, stride, pool, x_pooled,
     )  # fmt: skip
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast_enabled(x):
         return _OP(*args)
     return _run(*args)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from ddi_kernels.block_parts import (
     unsupported_image,
 )
 from ddi_kernels.checks import check_at_least, check_tensor
-from ddi_kernels.registry import Op, register
+from ddi_kernels.registry import Op, autocast_enabled, register
 
 _NAME = "gated_bottleneck"
 _SCHEMA = (
@@ -124,7 +123,7 @@ def gated_bottleneck(
         shortcut_weight, shortcut_bias, shortcut_packed, keep, keep_scale, mask1, mask1_scale,
         group_size1, mask2, mask2_scale, group_size2, stride, pool, x_pooled,
     )  # fmt: skip
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast_enabled(x):
         return _OP(*args)
     return _run(*args)
 

@@ -17,26 +17,26 @@ from torch import Tensor
 from ddi_kernels.active_channels import expand_groups, group_count
 from ddi_kernels.backends import choose, no_native_kernel
 from ddi_kernels.checks import (
+    Geometry,
     argument_error,
-    as_pair,
     check_at_least,
     check_like,
     check_tensor,
     conv_output_shape,
     describe,
     empty_output,
+    geometry_list,
     memory_format_of,
 )
 from ddi_kernels.dense_conv2d import dense_conv2d, prefers_dense
 from ddi_kernels.prepack_conv2d import DTYPES, GROUPED_DTYPES, check_packed
-from ddi_kernels.registry import Op, call_kernel, register, register_triton
+from ddi_kernels.registry import Op, autocast_enabled, call_kernel, register, register_triton
 from ddi_kernels.triton.tiles import gated_conv2d_unsupported
 
 _NAME = "gated_conv2d"
 _SCHEMA = (
     "(Tensor x, Tensor weight, Tensor? bias, Tensor? packed, Tensor? in_mask, Tensor? out_mask, "
-    "Tensor? scale, Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, int groups, "
-    "int in_group_size, int out_group_size, bool relu) -> Tensor"
+    "Tensor? scale, Tensor? residual, int[] geometry) -> Tensor"
 )
 _DIFFERENTIABLE = (0, 1, 2, 6, 7)  # x, weight, bias, scale, residual
 
@@ -102,15 +102,12 @@ def gated_conv2d(
         >>> gated_conv2d(x, weight, in_mask=gate, out_mask=gate).flatten().tolist()
         [9.0, 0.0]
     """
-    if activation is not None and activation != "relu":
-        raise argument_error(_NAME, "activation", describe(activation), "None or 'relu'")
-    args = (
-        x, weight, bias, packed, in_mask, out_mask, scale, residual,
-        as_pair(stride), as_pair(padding), as_pair(dilation), groups, in_group_size,
-        out_group_size, activation == "relu",
-    )  # fmt: skip
+    geometry = geometry_list(
+        _NAME, stride, padding, dilation, groups, in_group_size, out_group_size, activation
+    )
+    args = (x, weight, bias, packed, in_mask, out_mask, scale, residual, geometry)
     check_tensor(_NAME, "x", x)
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast_enabled(x):
         return _OP(*args)
     return _run(*args)
 
@@ -120,8 +117,8 @@ def _run(*args: Any) -> Any:
         isinstance(args[i], Tensor) and args[i].requires_grad for i in _DIFFERENTIABLE
     ):
         return reference(*args)
-    x, groups = args[0], args[11]
-    choice = choose(_NAME, _unsupported(x, groups), lambda: gated_conv2d_unsupported(*args), x.is_cuda)
+    x, geometry = args[0], args[8]
+    choice = choose(_NAME, _unsupported(x, geometry), gated_conv2d_unsupported, args, x.is_cuda)
     masked = prefers_dense(*args) if choice == "native" else None
     if masked is not None:
         check_args(*args)
@@ -131,28 +128,26 @@ def _run(*args: Any) -> Any:
     return call_kernel(_OP if choice == "native" else _OP_TRITON, check_args, args)
 
 
-def _unsupported(x: Tensor, groups: Any) -> str | None:
+def _unsupported(x: Tensor, geometry: Any) -> str | None:
     if not x.is_cpu:
         return no_native_kernel(_NAME, x)
-    if x.dtype not in DTYPES:
-        return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}, not in {x.dtype}"
-    if groups != 1 and x.dtype not in GROUPED_DTYPES:
-        return f"it has no grouped convolution in {x.dtype} (groups={groups})"
+    dtype, groups = x.dtype, geometry[6]
+    if dtype not in DTYPES:
+        return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}, not in {dtype}"
+    if groups != 1 and dtype not in GROUPED_DTYPES:
+        return f"it has no grouped convolution in {dtype} (groups={groups})"
     return None
 
 
 def check_args(
     x: Any, weight: Any, bias: Any, packed: Any, in_mask: Any, out_mask: Any, scale: Any,
-    residual: Any, stride: Any, padding: Any, dilation: Any, groups: Any, in_group_size: Any,
-    out_group_size: Any, relu: bool,
+    residual: Any, geometry: Any,
 ) -> tuple[int, int, int, int]:  # fmt: skip
     """Raises ValueError for the first argument that is wrong; the output's shape otherwise."""
-    shape = conv_output_shape(_NAME, x, weight, stride, padding, dilation, groups)
-    check_at_least(_NAME, "in_group_size", in_group_size, 1)
-    check_at_least(_NAME, "out_group_size", out_group_size, 1)
-    n, co = shape[:2]
-    gates_in = (n, group_count(x.shape[1], in_group_size))
-    gates_out = (n, group_count(co, out_group_size))
+    g = Geometry(*geometry)
+    shape = conv_output_shape(_NAME, x, weight, g.stride, g.padding, g.dilation, g.groups)
+    gates_in, gates_out = gate_shapes(_NAME, x, shape, g)
+    co = shape[1]
     for name, value, form, dtype in (
         ("weight", weight, tuple(weight.shape), x.dtype),
         ("bias", bias, (co,), x.dtype),
@@ -164,39 +159,45 @@ def check_args(
         if value is not None:
             check_like(_NAME, name, value, form, dtype, like=x)
     if packed is not None:
-        if groups != 1 and x.dtype not in GROUPED_DTYPES:
+        if g.groups != 1 and x.dtype not in GROUPED_DTYPES:
             expected = f"None for groups > 1 in {x.dtype}"
             remedy = "Only float32 and float64 have a packed form then: pass packed=None."
             raise argument_error(_NAME, "packed", describe(packed), expected, remedy)
-        check_packed(_NAME, "packed", packed, weight, groups, x)
+        check_packed(_NAME, "packed", packed, weight, g.groups, x)
     return shape
+
+
+def gate_shapes(
+    op: str, x: Tensor, shape: tuple[int, int, int, int], g: Geometry
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of the masks of inputs and of outputs, for an output of this shape."""
+    check_at_least(op, "in_group_size", g.in_group_size, 1)
+    check_at_least(op, "out_group_size", g.out_group_size, 1)
+    n, co = shape[:2]
+    return (n, group_count(x.shape[1], g.in_group_size)), (n, group_count(co, g.out_group_size))
 
 
 def reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None, in_mask: Tensor | None,
-    out_mask: Tensor | None, scale: Tensor | None, residual: Tensor | None,
-    stride: Any, padding: Any, dilation: Any, groups: int,
-    in_group_size: int, out_group_size: int, relu: bool,
+    out_mask: Tensor | None, scale: Tensor | None, residual: Tensor | None, geometry: Any,
 ) -> Tensor:  # fmt: skip
     """Plain torch `gated_conv2d`, the specification of all other implementations.
 
     Dense, differentiable, and masked by selection: a product would let a NaN through a closed gate.
     """
-    shape = check_args(
-        x, weight, bias, packed, in_mask, out_mask, scale, residual,
-        stride, padding, dilation, groups, in_group_size, out_group_size, relu,
-    )  # fmt: skip
+    shape = check_args(x, weight, bias, packed, in_mask, out_mask, scale, residual, geometry)
+    g = Geometry(*geometry)
     memory_format = memory_format_of(x)
     if in_mask is not None:
-        x = torch.where(per_channel(in_mask, x.shape[1], in_group_size), x, 0)
-    y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        x = torch.where(per_channel(in_mask, x.shape[1], g.in_group_size), x, 0)
+    y = F.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups)
     if scale is not None:
-        y = y * per_channel(scale, shape[1], out_group_size)
+        y = y * per_channel(scale, shape[1], g.out_group_size)
     if out_mask is not None:
-        y = torch.where(per_channel(out_mask, shape[1], out_group_size), y, 0)
+        y = torch.where(per_channel(out_mask, shape[1], g.out_group_size), y, 0)
     if residual is not None:
         y = y + residual
-    if relu:
+    if g.relu:
         y = y.relu()
     return y.contiguous(memory_format=memory_format)
 
@@ -212,12 +213,12 @@ def _fake(*args: Any) -> Tensor:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:8])
-    ctx.options = inputs[8:]
+    ctx.geometry = inputs[8]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # Recomputes the forward: the native kernel keeps nothing, and training runs the reference.
-    args = [*ctx.saved_tensors, *ctx.options]
+    args = [*ctx.saved_tensors, ctx.geometry]
     wanted = [i for i in _DIFFERENTIABLE if ctx.needs_input_grad[i]]
 
     def forward(*tensors: Tensor) -> Tensor:
@@ -236,17 +237,16 @@ def _flops(*args: Any, out_val: Tensor) -> int:
     Positions in the padding count, as they do in torch's own formula of convolutions. The reference
     is counted as the dense convolution that it runs.
     """
-    return count_flops(out_val, *(args[i] for i in (0, 1, 4, 5, 11, 12, 13)))
+    return count_flops(out_val, *(args[i] for i in (0, 1, 4, 5, 8)))
 
 
 def count_flops(
-    y: Tensor, x: Tensor, weight: Tensor, in_mask: Tensor | None, out_mask: Tensor | None, groups: int,
-    in_group_size: int, out_group_size: int,
-) -> int:  # fmt: skip
+    y: Tensor, x: Tensor, weight: Tensor, in_mask: Tensor | None, out_mask: Tensor | None, geometry: Any
+) -> int:
     """The FLOPs of a gated convolution from the arguments that they depend on."""
-    n, co, ho, wo = y.shape
-    open_in = _open_per_conv_group(in_mask, n, x.shape[1], in_group_size, groups)
-    open_out = _open_per_conv_group(out_mask, n, co, out_group_size, groups)
+    (n, co, ho, wo), g = y.shape, Geometry(*geometry)
+    open_in = _open_per_conv_group(in_mask, n, x.shape[1], g.in_group_size, g.groups)
+    open_out = _open_per_conv_group(out_mask, n, co, g.out_group_size, g.groups)
     macs = int((open_in * open_out).sum()) * weight.shape[2] * weight.shape[3] * ho * wo
     return 2 * macs
 

@@ -14,19 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddi_kernels.active_channels import group_count
 from ddi_kernels.backends import no_native_kernel, use_native
 from ddi_kernels.checks import (
+    Geometry,
     argument_error,
-    as_pair,
-    check_at_least,
     check_like,
     check_tensor,
     conv_output_shape,
     describe,
+    geometry_list,
     memory_format_of,
 )
-from ddi_kernels.gated_conv2d import count_flops, per_channel
+from ddi_kernels.gated_conv2d import count_flops, gate_shapes, per_channel
 from ddi_kernels.prepack_conv2d import check_packed
 from ddi_kernels.quantize import check_scale, quantize
 from ddi_kernels.registry import Op, register
@@ -35,8 +34,7 @@ _NAME = "gated_conv2d_int8"
 _SCHEMA = (
     "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, Tensor? in_mask, "
     "Tensor? out_mask, Tensor? scale, Tensor? residual, float x_scale, float? out_scale, "
-    "int[2] stride, int[2] padding, int[2] dilation, int groups, int in_group_size, "
-    "int out_group_size, bool relu) -> Tensor"
+    "int[] geometry) -> Tensor"
 )
 _MOST_PRODUCTS = 2**17 - 1  # of two int8 numbers, whose sum surely fits in int32
 
@@ -103,12 +101,12 @@ def gated_conv2d_int8(
         >>> [round(v, 4) for v in y.flatten().tolist()]
         [9.0, 0.0]
     """
-    if activation is not None and activation != "relu":
-        raise argument_error(_NAME, "activation", describe(activation), "None or 'relu'")
+    geometry = geometry_list(
+        _NAME, stride, padding, dilation, groups, in_group_size, out_group_size, activation
+    )
     args = (
         x, weight, weight_scale, bias, packed, in_mask, out_mask, scale, residual, x_scale, out_scale,
-        as_pair(stride), as_pair(padding), as_pair(dilation), groups, in_group_size,
-        out_group_size, activation == "relu",
+        geometry,
     )  # fmt: skip
     check_tensor(_NAME, "x", x)
     with torch.no_grad():
@@ -131,22 +129,19 @@ def _unsupported(x: Tensor, groups: int) -> str | None:
 
 def check_args(
     x: Any, weight: Any, weight_scale: Any, bias: Any, packed: Any, in_mask: Any, out_mask: Any,
-    scale: Any, residual: Any, x_scale: Any, out_scale: Any, stride: Any, padding: Any, dilation: Any,
-    groups: Any, in_group_size: Any, out_group_size: Any, relu: bool,
+    scale: Any, residual: Any, x_scale: Any, out_scale: Any, geometry: Any,
 ) -> tuple[int, int, int, int]:  # fmt: skip
     """Raises ValueError for the first argument that is wrong; the output's shape otherwise."""
-    shape = conv_output_shape(_NAME, x, weight, stride, padding, dilation, groups, torch.int8)
+    g = Geometry(*geometry)
+    shape = conv_output_shape(_NAME, x, weight, g.stride, g.padding, g.dilation, g.groups, torch.int8)
     if weight[0].numel() > _MOST_PRODUCTS:
         expected = f"at most {_MOST_PRODUCTS} weights for each output channel"
         raise argument_error(_NAME, "weight", describe(weight), expected)
-    check_at_least(_NAME, "in_group_size", in_group_size, 1)
-    check_at_least(_NAME, "out_group_size", out_group_size, 1)
+    gates_in, gates_out = gate_shapes(_NAME, x, shape, g)
+    co = shape[1]
     check_scale(_NAME, "x_scale", x_scale)
     if out_scale is not None:
         check_scale(_NAME, "out_scale", out_scale)
-    n, co = shape[:2]
-    gates_in = (n, group_count(x.shape[1], in_group_size))
-    gates_out = (n, group_count(co, out_group_size))
     check_like(_NAME, "weight", weight, tuple(weight.shape), torch.int8, like=x)
     check_like(_NAME, "weight_scale", weight_scale, (co,), torch.float32, like=x)
     for name, value, form, dtype in (
@@ -159,7 +154,7 @@ def check_args(
         if value is not None:
             check_like(_NAME, name, value, form, dtype, like=x)
     if packed is not None:
-        if groups != 1:
+        if g.groups != 1:
             remedy = "Grouped convolutions have no packed form: pass packed=None."
             raise argument_error(_NAME, "packed", describe(packed), "None for groups > 1", remedy)
         check_packed(_NAME, "packed", packed, weight, 1, x)
@@ -169,8 +164,7 @@ def check_args(
 def reference(
     x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, packed: Tensor | None,
     in_mask: Tensor | None, out_mask: Tensor | None, scale: Tensor | None, residual: Tensor | None,
-    x_scale: float, out_scale: float | None, stride: Any, padding: Any, dilation: Any, groups: int,
-    in_group_size: int, out_group_size: int, relu: bool,
+    x_scale: float, out_scale: float | None, geometry: Any,
 ) -> Tensor:  # fmt: skip
     """Plain torch `gated_conv2d_int8`, the specification of all other implementations.
 
@@ -178,22 +172,23 @@ def reference(
     """
     shape = check_args(
         x, weight, weight_scale, bias, packed, in_mask, out_mask, scale, residual, x_scale, out_scale,
-        stride, padding, dilation, groups, in_group_size, out_group_size, relu,
+        geometry,
     )  # fmt: skip
+    g = Geometry(*geometry)
     memory_format = memory_format_of(x)
     if in_mask is not None:
-        x = torch.where(per_channel(in_mask, x.shape[1], in_group_size), x, 0)
-    sums = F.conv2d(x.double(), weight.double(), None, stride, padding, dilation, groups)
+        x = torch.where(per_channel(in_mask, x.shape[1], g.in_group_size), x, 0)
+    sums = F.conv2d(x.double(), weight.double(), None, g.stride, g.padding, g.dilation, g.groups)
     y = sums.float() * (weight_scale * x_scale)[:, None, None]
     if bias is not None:
         y = y + bias[:, None, None]
     if scale is not None:
-        y = y * per_channel(scale, shape[1], out_group_size)
+        y = y * per_channel(scale, shape[1], g.out_group_size)
     if out_mask is not None:
-        y = torch.where(per_channel(out_mask, shape[1], out_group_size), y, 0)
+        y = torch.where(per_channel(out_mask, shape[1], g.out_group_size), y, 0)
     if residual is not None:
         y = y + residual
-    if relu:
+    if g.relu:
         y = y.relu()
     if out_scale is not None:
         y = quantize(y, out_scale)
@@ -206,7 +201,7 @@ def _fake(*args: Any) -> Tensor:
 
 
 def _flops(*args: Any, out_val: Tensor) -> int:
-    return count_flops(out_val, *(args[i] for i in (0, 1, 5, 6, 14, 15, 16)))
+    return count_flops(out_val, *(args[i] for i in (0, 1, 5, 6, 11)))
 
 
 _OP = register(Op(name=_NAME, schema=_SCHEMA, reference=reference, fake=_fake, flops=_flops))

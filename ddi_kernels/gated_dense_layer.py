@@ -37,7 +37,7 @@ from ddi_kernels.checks import (
     describe,
     memory_format_of,
 )
-from ddi_kernels.registry import Op, register
+from ddi_kernels.registry import Op, autocast_enabled, register
 
 _NAME = "gated_dense_layer"
 _NAME_INPLACE = "gated_dense_layer_"
@@ -108,7 +108,7 @@ def gated_dense_layer(
         x, scale1, shift1, weight1, bias1, packed1, weight2, bias2, packed2, in_mask, out_mask,
         group_size, pool,
     )  # fmt: skip
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast_enabled(x):
         return _OP(*args)
     return _run(*args)
 

@@ -112,6 +112,12 @@ def _autocast(run: Callable[..., Any], device_type: str, packed: set[int]) -> Ca
     return kernel
 
 
+def autocast_enabled(x: Tensor) -> bool:
+    """Whether an operator must be called through torch's dispatcher to have its arguments cast."""
+    # The text of a device costs more than most checks of a call.
+    return torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
+
+
 def call_kernel(overload: Callable[..., Any], check_args: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Calls a compiled or Triton operator where no gradient is needed.
 

@@ -86,7 +86,7 @@ def skip_conv2d_(
         accumulate, activation == "relu",
     )  # fmt: skip
     no_native = "it has no compiled kernel"
-    if choose(_NAME, no_native, lambda: skip_conv2d_unsupported(*args), x.is_cuda) == "triton":
+    if choose(_NAME, no_native, skip_conv2d_unsupported, args, x.is_cuda) == "triton":
         _OP_TRITON(*args)
     else:
         reference(*args)

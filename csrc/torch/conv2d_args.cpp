@@ -1,6 +1,7 @@
 // Checks of the arguments that gated convolutions have in common.
 #include "conv2d_args.h"
 
+#include <algorithm>
 #include <limits>
 
 namespace ddi {
@@ -8,13 +9,9 @@ namespace {
 
 constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1;  // of a dimension
 
-void check_pair(const char* op, const char* name, const std::vector<int64_t>& pair, int64_t least) {
-  STD_TORCH_CHECK(pair.size() == 2, op, ": ", name, " has ", pair.size(),
-                  " entries; expected 2, for height and width");
-  for (int64_t v : pair) {
-    STD_TORCH_CHECK(v >= least && v <= kMost + 1, op, ": ", name, " is ", shape_of(pair),
-                    "; expected entries of at least ", least, " and less than 2^31");
-  }
+void check_pair(const char* op, const char* name, int64_t h, int64_t w, int64_t least) {
+  STD_TORCH_CHECK(std::min(h, w) >= least && std::max(h, w) <= kMost + 1, op, ": ", name, " is [",
+                  h, ", ", w, "]; expected entries of at least ", least, " and less than 2^31");
 }
 
 }  // namespace
@@ -27,38 +24,49 @@ void check_image_sizes(const char* op, const char* name, const Tensor& x) {
   }
 }
 
+Conv2dGeometry check_geometry(const char* op, const std::vector<int64_t>& list) {
+  STD_TORCH_CHECK(list.size() == 10, op, ": geometry has ", list.size(), " entries; expected 10");
+  const Conv2dGeometry g = {list[0], list[1], list[2], list[3], list[4],
+                            list[5], list[6], list[7], list[8], list[9]};
+  check_pair(op, "stride", g.stride_h, g.stride_w, 1);
+  check_pair(op, "padding", g.pad_h, g.pad_w, 0);
+  check_pair(op, "dilation", g.dilation_h, g.dilation_w, 1);
+  STD_TORCH_CHECK(g.groups >= 1, op, ": groups is ", g.groups, "; expected at least 1");
+  STD_TORCH_CHECK(g.in_group_size >= 1 && g.out_group_size >= 1, op,
+                  ": in_group_size and out_group_size are ", g.in_group_size, " and ",
+                  g.out_group_size, "; expected at least 1");
+  return g;
+}
+
 Conv2dShape check_conv2d(const char* op, const Tensor& x, const Tensor& weight,
-                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                         const std::vector<int64_t>& dilation, int64_t groups) {
+                         const Conv2dGeometry& g) {
   check_dim(op, "x", x, 4, "[N, Ci, H, W]");
   check_dim(op, "weight", weight, 4, "[Co, Ci / groups, kh, kw]");
-  check_pair(op, "stride", stride, 1);
-  check_pair(op, "padding", padding, 0);
-  check_pair(op, "dilation", dilation, 1);
   for (int64_t d = 0; d < 4; ++d) {
     STD_TORCH_CHECK(weight.size(d) >= 1 && weight.size(d) <= kMost, op, ": weight has shape ",
                     shape_of(weight), "; every dimension must be at least 1 and less than 2^31");
   }
   check_image_sizes(op, "x", x);
-  STD_TORCH_CHECK(groups >= 1 && groups <= weight.size(0), op, ": groups is ", groups,
+  STD_TORCH_CHECK(g.groups <= weight.size(0), op, ": groups is ", g.groups,
                   "; expected at least 1 and a divisor of weight's ", weight.size(0), " channels");
-  STD_TORCH_CHECK(x.size(1) == weight.size(1) * groups && weight.size(0) % groups == 0, op,
+  STD_TORCH_CHECK(x.size(1) == weight.size(1) * g.groups && weight.size(0) % g.groups == 0, op,
                   ": x has ", x.size(1), " channels (shape ", shape_of(x),
-                  "), but weight has shape ", shape_of(weight), " and groups is ", groups,
+                  "), but weight has shape ", shape_of(weight), " and groups is ", g.groups,
                   "; expected Ci to agree and Co to be a multiple of groups");
-  const Conv2dShape s = {x.size(0),      x.size(1),      x.size(2),   x.size(3), weight.size(0),
-                         weight.size(2), weight.size(3), stride[0],   stride[1], padding[0],
-                         padding[1],     dilation[0],    dilation[1], groups};
+  const Conv2dShape s = {x.size(0),      x.size(1),      x.size(2),    x.size(3),  weight.size(0),
+                         weight.size(2), weight.size(3), g.stride_h,   g.stride_w, g.pad_h,
+                         g.pad_w,        g.dilation_h,   g.dilation_w, g.groups};
   STD_TORCH_CHECK(s.h + 2 * s.pad_h > s.dilation_h * (s.kh - 1) &&
                       s.w + 2 * s.pad_w > s.dilation_w * (s.kw - 1),
                   op, ": the kernel, ", shape_of({s.kh, s.kw}), " with dilation ",
-                  shape_of(dilation), ", is larger than the padded input, ",
+                  shape_of({s.dilation_h, s.dilation_w}), ", is larger than the padded input, ",
                   shape_of({s.h + 2 * s.pad_h, s.w + 2 * s.pad_w}));
   // In floating point, where sizes near the limits of int64_t cannot wrap around.
   const double outputs = static_cast<double>(s.n) * s.co * s.out_h() * s.out_w();
   STD_TORCH_CHECK(outputs < 1e15, op, ": the output would have shape ",
                   shape_of({s.n, s.co, s.out_h(), s.out_w()}),
-                  ", more than any machine holds; check padding, which is ", shape_of(padding));
+                  ", more than any machine holds; check padding, which is ",
+                  shape_of({s.pad_h, s.pad_w}));
   return s;
 }
 

@@ -11,10 +11,18 @@ namespace ddi {
 // The sizes of a 4-dimensional image.
 void check_image_sizes(const char* op, const char* name, const Tensor& x);
 
+// All integers of a gated convolution, in the order of the schema's list; as Geometry in Python.
+struct Conv2dGeometry {
+  int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
+  int64_t in_group_size, out_group_size, relu;
+};
+
+// The list with every entry in its range.
+Conv2dGeometry check_geometry(const char* op, const std::vector<int64_t>& list);
+
 // Sizes of a convolution, checked.
 Conv2dShape check_conv2d(const char* op, const Tensor& x, const Tensor& weight,
-                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                         const std::vector<int64_t>& dilation, int64_t groups);
+                         const Conv2dGeometry& g);
 
 // A tensor of this shape and dtype, or none. Returned contiguous.
 OptionalTensor check_dense(const char* op, const char* name, const OptionalTensor& t,

@@ -17,8 +17,7 @@ constexpr const char* kOp = "gated_conv2d";
 struct Inputs {
   const Tensor &x, &weight;
   OptionalTensor bias, packed, in_mask, out_mask, scale, residual;
-  int64_t in_group_size, out_group_size;
-  bool relu;
+  Conv2dGeometry geometry;
 };
 
 void check_tensors(Inputs& in, Conv2dShape& s, MemoryFormat format) {
@@ -27,11 +26,8 @@ void check_tensors(Inputs& in, Conv2dShape& s, MemoryFormat format) {
   check_cpu(kOp, "x", in.x);
   check_cpu(kOp, "weight", in.weight);
   check_dtype(kOp, "weight", in.weight, dtype);
-  STD_TORCH_CHECK(in.in_group_size >= 1 && in.out_group_size >= 1, kOp,
-                  ": in_group_size and out_group_size are ", in.in_group_size, " and ",
-                  in.out_group_size, "; expected at least 1");
-  const auto gates_in = gates_shape(s.n, s.ci, in.in_group_size);
-  const auto gates_out = gates_shape(s.n, s.co, in.out_group_size);
+  const auto gates_in = gates_shape(s.n, s.ci, in.geometry.in_group_size);
+  const auto gates_out = gates_shape(s.n, s.co, in.geometry.out_group_size);
   in.bias = check_dense(kOp, "bias", in.bias, dtype, {s.co});
   in.packed = check_packed(kOp, "packed", in.packed, dtype, s);
   in.in_mask = check_dense(kOp, "in_mask", in.in_mask, ScalarType::Bool, gates_in);
@@ -79,13 +75,13 @@ void run(const Inputs& in, const Conv2dShape& s, MemoryFormat format, Tensor& y)
       data<typename Types<T>::Cell>(in.packed),
       bias.get(),
       data<uint8_t>(in.in_mask),
-      in.in_group_size,
+      in.geometry.in_group_size,
       data<uint8_t>(in.out_mask),
-      in.out_group_size,
+      in.geometry.out_group_size,
       nullptr,
       scale.get(),
       data<T>(in.residual),
-      in.relu,
+      in.geometry.relu != 0,
       format == MemoryFormat::ChannelsLast,
       static_cast<T*>(y.mutable_data_ptr()),
   };
@@ -98,20 +94,18 @@ void run(const Inputs& in, const Conv2dShape& s, MemoryFormat format, Tensor& y)
 Tensor gated_conv2d_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                         const OptionalTensor& packed, const OptionalTensor& in_mask,
                         const OptionalTensor& out_mask, const OptionalTensor& scale,
-                        const OptionalTensor& residual, const std::vector<int64_t>& stride,
-                        const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                        int64_t groups, int64_t in_group_size, int64_t out_group_size, bool relu) {
-  STD_TORCH_CHECK(groups == 1 || !is_half(x.scalar_type()), kOp, ": groups is ", groups,
+                        const OptionalTensor& residual, const std::vector<int64_t>& geometry) {
+  const Conv2dGeometry g = check_geometry(kOp, geometry);
+  STD_TORCH_CHECK(g.groups == 1 || !is_half(x.scalar_type()), kOp, ": groups is ", g.groups,
                   " and x is in half precision; the native CPU kernel groups float32 and float64, "
                   "others go through ddi_kernels.gated_conv2d, which uses the reference for them");
-  Conv2dShape s = check_conv2d(kOp, x, weight, stride, padding, dilation, groups);
-  Inputs in = {x,     weight,   bias,          packed,         in_mask, out_mask,
-               scale, residual, in_group_size, out_group_size, relu};
+  Conv2dShape s = check_conv2d(kOp, x, weight, g);
+  Inputs in = {x, weight, bias, packed, in_mask, out_mask, scale, residual, g};
   const MemoryFormat format = format_of(x);
   check_tensors(in, s, format);
   Tensor y = new_tensor(x, {s.n, s.co, s.out_h(), s.out_w()}, x.scalar_type(), format);
   if (s.n == 0) return y;
-  if (!in.packed.has_value()) in.packed = prepack_conv2d_cpu(weight, groups);
+  if (!in.packed.has_value()) in.packed = prepack_conv2d_cpu(weight, g.groups);
   switch (x.scalar_type()) {
     case ScalarType::Half:
       run<half>(in, s, format, y);

@@ -16,8 +16,7 @@ constexpr int64_t kMostProducts = (int64_t(1) << 17) - 1;  // of bytes, whose su
 struct Inputs {
   const Tensor &x, &weight;
   OptionalTensor weight_scale, bias, packed, in_mask, out_mask, scale, residual;
-  int64_t in_group_size, out_group_size;
-  bool relu;
+  Conv2dGeometry geometry;
   float x_scale;
   std::optional<double> out_scale;
 };
@@ -36,11 +35,8 @@ void check_tensors(Inputs& in, Conv2dShape& s, MemoryFormat format) {
   STD_TORCH_CHECK(s.ci * s.kh * s.kw <= kMostProducts, kOp, ": weight has shape ",
                   shape_of(in.weight), "; at most ", kMostProducts,
                   " products may be summed up, more could overflow");
-  STD_TORCH_CHECK(in.in_group_size >= 1 && in.out_group_size >= 1, kOp,
-                  ": in_group_size and out_group_size are ", in.in_group_size, " and ",
-                  in.out_group_size, "; expected at least 1");
-  const auto gates_in = gates_shape(s.n, s.ci, in.in_group_size);
-  const auto gates_out = gates_shape(s.n, s.co, in.out_group_size);
+  const auto gates_in = gates_shape(s.n, s.ci, in.geometry.in_group_size);
+  const auto gates_out = gates_shape(s.n, s.co, in.geometry.out_group_size);
   constexpr ScalarType kFloat = ScalarType::Float;
   in.weight_scale = check_dense(kOp, "weight_scale", in.weight_scale, kFloat, {s.co});
   in.bias = check_dense(kOp, "bias", in.bias, kFloat, {s.co});
@@ -68,13 +64,13 @@ void run(const Inputs& in, const Conv2dShape& s, MemoryFormat format, Tensor& y)
       data<uint32_t>(in.packed),
       data<float>(in.bias),
       data<uint8_t>(in.in_mask),
-      in.in_group_size,
+      in.geometry.in_group_size,
       data<uint8_t>(in.out_mask),
-      in.out_group_size,
+      in.geometry.out_group_size,
       factor.data(),
       data<float>(in.scale),
       data<float>(in.residual),
-      in.relu,
+      in.geometry.relu != 0,
       format == MemoryFormat::ChannelsLast,
       in.out_scale.has_value() ? nullptr : static_cast<float*>(y.mutable_data_ptr()),
   };
@@ -93,14 +89,12 @@ Tensor gated_conv2d_int8_cpu(const Tensor& x, const Tensor& weight, const Tensor
                              const OptionalTensor& in_mask, const OptionalTensor& out_mask,
                              const OptionalTensor& scale, const OptionalTensor& residual,
                              double x_scale, std::optional<double> out_scale,
-                             const std::vector<int64_t>& stride,
-                             const std::vector<int64_t>& padding,
-                             const std::vector<int64_t>& dilation, int64_t groups,
-                             int64_t in_group_size, int64_t out_group_size, bool relu) {
-  STD_TORCH_CHECK(groups == 1, kOp, ": groups is ", groups,
+                             const std::vector<int64_t>& geometry) {
+  const Conv2dGeometry g = check_geometry(kOp, geometry);
+  STD_TORCH_CHECK(g.groups == 1, kOp, ": groups is ", g.groups,
                   "; the native CPU kernel takes groups = 1, others go through "
                   "ddi_kernels.gated_conv2d_int8, which uses the reference for them");
-  Conv2dShape s = check_conv2d(kOp, x, weight, stride, padding, dilation, groups);
+  Conv2dShape s = check_conv2d(kOp, x, weight, g);
   check_scale("x_scale", x_scale);
   if (out_scale.has_value()) check_scale("out_scale", *out_scale);
   Inputs in = {x,
@@ -112,9 +106,7 @@ Tensor gated_conv2d_int8_cpu(const Tensor& x, const Tensor& weight, const Tensor
                out_mask,
                scale,
                residual,
-               in_group_size,
-               out_group_size,
-               relu,
+               g,
                static_cast<float>(x_scale),
                out_scale};
   const MemoryFormat format = format_of(x);
@@ -122,7 +114,7 @@ Tensor gated_conv2d_int8_cpu(const Tensor& x, const Tensor& weight, const Tensor
   const ScalarType dtype = out_scale.has_value() ? ScalarType::Char : ScalarType::Float;
   Tensor y = new_tensor(x, {s.n, s.co, s.out_h(), s.out_w()}, dtype, format);
   if (s.n == 0) return y;
-  if (!in.packed.has_value()) in.packed = prepack_conv2d_cpu(weight, groups);
+  if (!in.packed.has_value()) in.packed = prepack_conv2d_cpu(weight, g.groups);
   run(in, s, format, y);
   return y;
 }

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddi_kernels.checks import memory_format_of
+from ddi_kernels.checks import Geometry, memory_format_of
 from ddi_kernels.gated_conv2d import check_args
 from ddi_kernels.triton.implicit_gemm import (
     INTERPRET,
@@ -133,17 +133,15 @@ def _gated_conv2d_fwd_kernel(
 
 def launch(
     x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None, in_mask: Tensor | None,
-    out_mask: Tensor | None, scale: Tensor | None, residual: Tensor | None,
-    stride: Any, padding: Any, dilation: Any, groups: int,
-    in_group_size: int, out_group_size: int, relu: bool,
+    out_mask: Tensor | None, scale: Tensor | None, residual: Tensor | None, geometry: Any,
 ) -> Tensor:  # fmt: skip
     """`gated_conv2d` on x's device, to the schema; `packed` is an order of the CPU's, not used here.
 
     Raises:
         RuntimeError: there is no kernel for these arguments.
     """
-    args = (x, weight, bias, packed, in_mask, out_mask, scale, residual, stride, padding, dilation,
-            groups, in_group_size, out_group_size, relu)  # fmt: skip
+    args = (x, weight, bias, packed, in_mask, out_mask, scale, residual, geometry)
+    g = Geometry(*geometry)
     n, co, oh, ow = check_args(*args)
     reason = gated_conv2d_unsupported(*args)
     if reason is not None:
@@ -152,11 +150,11 @@ def launch(
     if n > 0:
         in_chunk = largest_chunk(x.dtype, x.shape[1])
         if in_mask is not None:
-            in_chunk = gate_chunk(in_group_size, x.shape[1], in_chunk)
+            in_chunk = gate_chunk(g.in_group_size, x.shape[1], in_chunk)
         tile = pick_tile(oh * ow, co, in_chunk, x.dtype, gpu_of(x))
-        out_chunk = tile.bn if out_mask is None else gate_chunk(out_group_size, co, 64)
+        out_chunk = tile.bn if out_mask is None else gate_chunk(g.out_group_size, co, 64)
         with torch.cuda.device_of(x):
-            lists = _plan(x, in_mask, in_group_size, in_chunk, co, out_mask, out_group_size, out_chunk)
+            lists = _plan(x, in_mask, g.in_group_size, in_chunk, co, out_mask, g.out_group_size, out_chunk)
             _convolve(args, y, tile, out_chunk, lists)
     return y.contiguous(memory_format=memory_format_of(x))
 
@@ -194,7 +192,8 @@ def _plan(
 
 
 def _convolve(args: tuple[Any, ...], y: Tensor, tile: Tile, out_chunk: int, lists: _Lists) -> None:
-    x, weight, bias, _, _, _, scale, residual, stride, padding, dilation, _, _, out_group_size, relu = args
+    x, weight, bias, _, _, _, scale, residual, geometry = args
+    g = Geometry(*geometry)
     n, co, oh, ow = y.shape
     ci, h, w = x.shape[1:]
     tiles = triton.cdiv(oh * ow, tile.bm)
@@ -206,9 +205,9 @@ def _convolve(args: tuple[Any, ...], y: Tensor, tile: Tile, out_chunk: int, list
         None if residual is None else channels_last(residual),
         y, *lists,
         n, h, w, oh, ow, ci, co, triton.cdiv(ci, tile.bk), out_chunks, tiles,
-        1 if scale is None else scale.shape[1], out_group_size,
-        *weight.shape[2:], *stride, *padding, *dilation,
+        1 if scale is None else scale.shape[1], g.out_group_size,
+        *weight.shape[2:], *g.stride, *g.padding, *g.dilation,
         tile.bm, tile.bn, tile.bk, out_chunk,
-        RELU=relu, EXACT=is_exact(x.dtype), UP=INTERPRET,
+        RELU=bool(g.relu), EXACT=is_exact(x.dtype), UP=INTERPRET,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

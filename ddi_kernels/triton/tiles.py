@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddi_kernels.checks import Geometry
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SMALLEST_CHUNK = 16
 MAX_INDEX = 2**31 - 1
@@ -97,15 +99,14 @@ def gate_chunk(group_size: int, channels: int, largest: int) -> int:
 
 def gated_conv2d_unsupported(*args: Any) -> str | None:
     """Why gated_conv2d has no Triton kernel for the schema's arguments, None where it has one."""
-    x, weight, in_mask, out_mask = args[0], args[1], args[4], args[5]
-    padding, groups, in_group_size, out_group_size = args[9], *args[11:14]
-    if groups != 1:
-        return f"it has no grouped convolution (groups={groups})"
-    reason = _unsupported_operands(x, weight, padding)
+    x, weight, in_mask, out_mask, g = args[0], args[1], args[4], args[5], Geometry(*args[8])
+    if g.groups != 1:
+        return f"it has no grouped convolution (groups={g.groups})"
+    reason = _unsupported_operands(x, weight, g.padding)
     if reason is None and in_mask is not None:
-        reason = _unsupported_gate("in_group_size", in_group_size, x.shape[1])
+        reason = _unsupported_gate("in_group_size", g.in_group_size, x.shape[1])
     if reason is None and out_mask is not None:
-        reason = _unsupported_gate("out_group_size", out_group_size, weight.shape[0])
+        reason = _unsupported_gate("out_group_size", g.out_group_size, weight.shape[0])
     return reason
 
 

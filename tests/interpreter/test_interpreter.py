@@ -46,9 +46,8 @@ def test_launchers_never_wait_for_the_device(file: Path) -> None:
 def test_a_cpu_call_is_refused_and_shapes_are_computed() -> None:
     def call(device: str) -> torch.Tensor:
         x, weight = torch.empty(2, 16, 8, 8, device=device), torch.empty(32, 16, 3, 3, device=device)
-        pairs = [[2, 2], [1, 1], [1, 1]]
-        empty = [None] * 6
-        return torch.ops.ddi_triton.gated_conv2d(x, weight, *empty, *pairs, 1, 16, 16, False)
+        geometry = [2, 2, 1, 1, 1, 1, 1, 16, 16, 0]
+        return torch.ops.ddi_triton.gated_conv2d(x, weight, *[None] * 6, geometry)
 
     with pytest.raises(NotImplementedError, match="ddi_triton::gated_conv2d.*'CPU' backend"):
         call("cpu")

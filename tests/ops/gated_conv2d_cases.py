@@ -284,11 +284,13 @@ def build(case: Case) -> tuple[dict[str, Any], Tensor]:
 
 def direct_arguments(arguments: dict[str, Any]) -> list[Any]:
     """The same call as positional arguments of torch.ops.ddi.gated_conv2d."""
-    a = dict(arguments)
-    relu = a.pop("activation") == "relu"
-    names = (
-        "x weight bias packed in_mask out_mask scale residual "
-        "stride padding dilation groups in_group_size out_group_size"
-    ).split()
-    pairs = {n: [a[n]] * 2 if isinstance(a[n], int) else a[n] for n in names[8:11]}
-    return [*((a | pairs)[n] for n in names), relu]
+    names = "x weight bias packed in_mask out_mask scale residual".split()
+    return [*(arguments[n] for n in names), geometry(arguments)]
+
+
+def geometry(arguments: dict[str, Any]) -> list[int]:
+    """The integers of a call as operators take them."""
+    a = arguments
+    pairs = [[a[n]] * 2 if isinstance(a[n], int) else a[n] for n in ("stride", "padding", "dilation")]
+    sizes = [a["groups"], a["in_group_size"], a["out_group_size"]]
+    return [*sum(map(list, pairs), []), *sizes, int(a["activation"] == "relu")]

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import forced_isa
-from gated_conv2d_cases import Case, build, case_id, lay_out, pairwise, per_channel, single_changes
+from gated_conv2d_cases import Case, build, case_id, geometry, lay_out, pairwise, per_channel, single_changes
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -196,12 +196,8 @@ def test_autocast_changes_nothing():
 
 
 def direct(a: dict[str, Any]) -> list[Any]:
-    names = (
-        "x weight weight_scale bias packed in_mask out_mask scale residual x_scale out_scale "
-        "stride padding dilation groups in_group_size out_group_size"
-    ).split()
-    pairs = {n: [a[n]] * 2 if isinstance(a[n], int) else a[n] for n in names[11:14]}
-    return [*((a | pairs)[n] for n in names), a["activation"] == "relu"]
+    names = "x weight weight_scale bias packed in_mask out_mask scale residual x_scale out_scale".split()
+    return [*(a[n] for n in names), geometry(a)]
 
 
 @pytest.mark.parametrize("out_scale", [None, 0.5])

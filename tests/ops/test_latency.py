@@ -199,8 +199,11 @@ def arguments(in_mask=None, out_mask=None, scale=None, residual=None, relu=False
     weight = torch.ones(64, 64, 3, 3)
     packed = prepack_conv2d(weight)
     masks = (in_mask, out_mask)
-    pairs = ((1, 1),) * 3
-    return [x, weight, None, packed, *masks, scale, residual, *pairs, 1, group_size, group_size, relu]
+    return [x, weight, None, packed, *masks, scale, residual, geometry(group_size=group_size, relu=relu)]
+
+
+def geometry(stride=(1, 1), padding=(1, 1), dilation=(1, 1), group_size=1, relu=False):
+    return (*stride, *padding, *dilation, 1, group_size, group_size, int(relu))
 
 
 def bits(share, groups=64, batch=1):
@@ -297,11 +300,11 @@ class TestDecisions:
                 (0, x[:0]),
                 (0, torch.nn.Parameter(x)),
                 (3, None),  # not prepacked
-                (10, (2, 2)),  # dilated
-                (8, (2, 1)),
+                (8, geometry(dilation=(2, 2))),
+                (8, geometry(stride=(2, 1))),
+                (8, geometry(padding=(-1, -1))),
+                (8, geometry()[1:]),
                 (8, "wrong"),
-                (9, (1,)),
-                (9, (-1, -1)),
                 (1, "wrong"),
                 (1, weight[:, :3]),
                 (4, "wrong"),
