@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverload
 
 from ddi_kernels.active_channels import expand_groups, group_count
 from ddi_kernels.backends import use_native
@@ -191,7 +192,7 @@ def unsupported_image(x: Tensor) -> str | None:
 
 def dispatch(
     op: str,
-    overload: Callable[..., Any],
+    overload: OpOverload,
     reference: Callable[..., Any],
     check_args: Callable[..., Any],
     args: tuple[Any, ...],

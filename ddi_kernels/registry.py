@@ -118,7 +118,7 @@ def autocast_enabled(x: Tensor) -> bool:
     return torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
 
 
-def call_kernel(overload: Callable[..., Any], check_args: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def call_kernel(overload: OpOverload, check_args: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Calls a compiled or Triton operator where no gradient is needed.
 
     Args:
@@ -127,11 +127,15 @@ def call_kernel(overload: Callable[..., Any], check_args: Callable[..., Any], ar
         args: the schema's.
     """
     try:
-        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        if torch.compiler.is_compiling():
             return overload(*args)
+        # Calling an overload is a Python function around this one.
+        kernel = overload.op
+        if torch.is_inference_mode_enabled():
+            return kernel(*args)
         # No gradient is needed here, and asking for one again is half of a small call's time.
         with torch._C._AutoDispatchBelowAutograd():
-            return overload(*args)
+            return kernel(*args)
     except RuntimeError:
         check_args(*args)  # words the same mistake alike on all backends
         raise

@@ -38,7 +38,7 @@ template <class T>
 struct Piece {
   Piece(const ConvChain<T>& chain, Arena& arena) {
     for (int c = 0; c < chain.count; ++c) {
-      plan.push_back(make_conv_plan<T>(chain.conv[c].shape, arena));
+      plan[c] = make_conv_plan<T>(chain.conv[c].shape, arena);
       if (!chain.conv[c].to_interior) continue;
       plan[c].to = arena.take<typename Types<T>::Acc>(interior_numel(chain.conv[c]));
     }
@@ -47,7 +47,7 @@ struct Piece {
     }
   }
 
-  std::vector<ConvPlan<T>> plan;  // of each convolution
+  ConvPlan<T> plan[kMaxChain];  // of each convolution
 };
 
 // What the tasks of one call work in.
@@ -56,9 +56,10 @@ struct Rooms {
   Rooms(const ConvChain<T>& chain, int64_t tasks, void* workspace) {
     Arena arena(workspace);
     const Conv2dShape& first = chain.conv[0].shape;
-    for (int64_t i = 0; i < std::min(tasks, first.n * first.groups); ++i) {
-      pieces.emplace_back(chain, arena);
-    }
+    const int64_t count = std::min(tasks, first.n * first.groups);
+    pieces.reserve(static_cast<size_t>(count));
+    blocks.reserve(static_cast<size_t>(tasks));
+    for (int64_t i = 0; i < count; ++i) pieces.emplace_back(chain, arena);
     for (int64_t i = 0; i < tasks; ++i) {
       // The convolutions of a chain use the room one after the other: the largest is enough.
       int64_t most = 0;
@@ -84,8 +85,12 @@ BlockRoom<T> block_room(const Conv2dShape& shape, char* memory) {
 }
 
 // Calls body(task, item) for every item.
-void share(int64_t tasks, int64_t items, const ParallelFor& parallel_for,
-           const std::function<void(int64_t task, int64_t item)>& body) {
+template <class Body>
+void share(int64_t tasks, int64_t items, const ParallelFor& parallel_for, const Body& body) {
+  if (tasks == 1) {
+    for (int64_t item = 0; item < items; ++item) body(0, item);
+    return;
+  }
   std::atomic<int64_t> next{0};
   parallel_for(tasks, [&](int64_t task) {
     for (int64_t item = next++; item < items; item = next++) body(task, item);
@@ -118,6 +123,7 @@ std::vector<int64_t> kept_samples(const ConvChain<T>& chain) {
       chain.finish(n, false);
     }
   }
+  if (order.size() < 2) return order;
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t a, int64_t b) { return compare_masks(chain, a, b) < 0; });
   return order;

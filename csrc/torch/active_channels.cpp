@@ -21,8 +21,8 @@ std::tuple<Tensor, Tensor> active_channels_cpu(const Tensor& open, int64_t chann
   STD_TORCH_CHECK(open.size(1) == groups, kOp, ": open has shape ", shape_of(open),
                   "; expected [N, ", groups, "] for ", channels, " channels in groups of ",
                   group_size);
-  Tensor index = new_tensor(open, {samples, channels}, ScalarType::Int);
-  Tensor count = new_tensor(open, {samples}, ScalarType::Int);
+  Tensor index = new_tensor({samples, channels}, ScalarType::Int);
+  Tensor count = new_tensor({samples}, ScalarType::Int);
   if (samples > 0) {
     const Tensor bits = as_dense(open, MemoryFormat::Contiguous);
     active_channels(static_cast<const uint8_t*>(bits.const_data_ptr()), samples, channels,

@@ -34,7 +34,7 @@ void check_conv(const char* op, const Tensor& x, BlockConv& conv, int64_t ci, in
   conv.packed = check_packed(op, name("packed").c_str(), conv.packed, dtype, conv.shape);
   if (!conv.packed.has_value()) conv.packed = prepack_conv2d_cpu(conv.weight, 1);
   const std::string mask = "mask" + conv.gate_number;
-  const std::vector<int64_t> gates = gates_shape(x.size(0), co, conv.group_size);
+  const auto gates = gates_shape(x.size(0), co, conv.group_size);
   conv.mask = check_dense(op, mask.c_str(), conv.mask, ScalarType::Bool, gates);
   conv.scale = check_dense(op, (mask + "_scale").c_str(), conv.scale, dtype, gates);
 }
@@ -108,8 +108,8 @@ std::tuple<Tensor, Tensor> run_block(BlockParts p, std::vector<BlockConv> branch
   const bool has_shortcut = p.shortcut_weight.has_value();
   if (!has_shortcut) p.x = as_dense(p.x, format);
   const int64_t n = p.x.size(0);
-  Tensor y = new_tensor(p.x, {n, ci, h, w}, p.x.scalar_type(), format);
-  Tensor pooled = new_tensor(p.x, {n, p.pool ? ci : 0}, p.x.scalar_type());
+  Tensor y = new_tensor({n, ci, h, w}, p.x.scalar_type(), format);
+  Tensor pooled = new_tensor({n, p.pool ? ci : 0}, p.x.scalar_type());
   if (n > 0) {
     const BlockConv* around = has_shortcut ? &shortcut : nullptr;
     if (p.x.scalar_type() == ScalarType::Float) {

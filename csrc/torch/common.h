@@ -9,11 +9,13 @@
 #include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
 #include <cstdlib>
 #include <memory>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "../cpu/parallel.h"
 
@@ -23,21 +25,28 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;  // borrowed: checks allocate nothing
 
-inline std::string shape_of(const Tensor& t) {
-  std::ostringstream text;
-  text << '[';
-  for (int64_t d = 0; d < t.dim(); ++d) text << (d == 0 ? "" : ", ") << t.size(d);
-  text << ']';
-  return text.str();
-}
-
-inline std::string shape_of(const std::vector<int64_t>& sizes) {
+inline std::string shape_of(Sizes sizes) {
   std::ostringstream text;
   text << '[';
   for (size_t d = 0; d < sizes.size(); ++d) text << (d == 0 ? "" : ", ") << sizes[d];
   text << ']';
   return text.str();
+}
+
+inline std::string shape_of(const Tensor& t) { return shape_of(t.sizes()); }
+
+// A dtype as the C shim has it: quicker to compare with than a tensor's ScalarType, which torch
+// finds by trying one after the other.
+inline int32_t shim_dtype(ScalarType dtype) {
+  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+}
+
+inline bool has_dtype(const Tensor& t, ScalarType dtype) {
+  int32_t code;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &code));
+  return code == shim_dtype(dtype);
 }
 
 inline void check_cpu(const char* op, const char* name, const Tensor& t) {
@@ -52,23 +61,20 @@ inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t
 }
 
 inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType dtype) {
-  STD_TORCH_CHECK(t.scalar_type() == dtype, op, ": ", name, " has dtype ",
+  STD_TORCH_CHECK(has_dtype(t, dtype), op, ": ", name, " has dtype ",
                   torch::headeronly::toString(t.scalar_type()), "; expected ",
                   torch::headeronly::toString(dtype));
 }
 
-inline void check_shape(const char* op, const char* name, const Tensor& t,
-                        const std::vector<int64_t>& sizes) {
-  bool same = t.dim() == static_cast<int64_t>(sizes.size());
-  for (size_t d = 0; same && d < sizes.size(); ++d) same = t.size(d) == sizes[d];
-  STD_TORCH_CHECK(same, op, ": ", name, " has shape ", shape_of(t), "; expected ", shape_of(sizes));
+inline void check_shape(const char* op, const char* name, const Tensor& t, Sizes sizes) {
+  STD_TORCH_CHECK(t.sizes() == sizes, op, ": ", name, " has shape ", shape_of(t), "; expected ",
+                  shape_of(sizes));
 }
 
 // float32 or float64: what most kernels are written for.
 inline void check_real(const char* op, const char* name, const Tensor& t) {
-  const ScalarType dtype = t.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op, ": ", name,
-                  " has dtype ", torch::headeronly::toString(dtype),
+  STD_TORCH_CHECK(has_dtype(t, ScalarType::Float) || has_dtype(t, ScalarType::Double), op, ": ",
+                  name, " has dtype ", torch::headeronly::toString(t.scalar_type()),
                   "; the native CPU kernel takes float32 and float64, others go through "
                   "ddi_kernels.",
                   op, ", which uses the reference for them");
@@ -80,10 +86,11 @@ inline bool is_half(ScalarType dtype) {
 
 // Whether dimensions from `first` on are dense, those listed varying fastest first.
 inline bool dense_in_order(const Tensor& t, std::initializer_list<int64_t> fastest_first) {
+  const Sizes sizes = t.sizes(), strides = t.strides();
   int64_t expected = 1;
   for (int64_t d : fastest_first) {
-    if (t.size(d) != 1 && t.stride(d) != expected) return false;
-    expected *= t.size(d);
+    if (sizes[d] != 1 && strides[d] != expected) return false;
+    expected *= sizes[d];
   }
   return true;
 }
@@ -104,9 +111,9 @@ inline Tensor as_dense(const Tensor& t, MemoryFormat format) {
   return is_dense(t, format) ? t : torch::stable::contiguous(t, format);
 }
 
-// An unwritten CPU tensor of like's dtype, of bool, int32, int8 or float32. Straight through the C
-// shim: torch::stable::empty looks its operator up by name, which takes longer than a small gate.
-inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
+// An unwritten CPU tensor. Straight through the C shim: torch::stable::empty looks its operator up
+// by name, which takes longer than a small gate.
+inline Tensor new_tensor(Sizes sizes, ScalarType dtype,
                          MemoryFormat format = MemoryFormat::Contiguous) {
   const int64_t dims = static_cast<int64_t>(sizes.size());
   std::vector<int64_t> strides(sizes.size());
@@ -120,14 +127,10 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, 
   } else {
     for (int64_t d = dims - 1; d >= 0; --d) place(d);
   }
-  int32_t code = dtype == ScalarType::Bool    ? aoti_torch_dtype_bool()
-                 : dtype == ScalarType::Char  ? aoti_torch_dtype_int8()
-                 : dtype == ScalarType::Float ? aoti_torch_dtype_float32()
-                                              : aoti_torch_dtype_int32();
-  if (dtype == like.scalar_type()) TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &code));
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.data(), strides.data(), code,
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.data(), strides.data(),
+                                                  shim_dtype(dtype), aoti_torch_device_type_cpu(),
+                                                  0, &handle));
   return Tensor(handle);
 }
 

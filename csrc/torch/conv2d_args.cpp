@@ -17,8 +17,9 @@ void check_pair(const char* op, const char* name, int64_t h, int64_t w, int64_t 
 }  // namespace
 
 void check_image_sizes(const char* op, const char* name, const Tensor& x) {
-  for (int64_t d = 0; d < 4; ++d) {
-    STD_TORCH_CHECK(x.size(d) >= (d == 0 ? 0 : 1) && x.size(d) <= kMost, op, ": ", name,
+  const Sizes sizes = x.sizes();
+  for (size_t d = 0; d < 4; ++d) {
+    STD_TORCH_CHECK(sizes[d] >= (d == 0 ? 0 : 1) && sizes[d] <= kMost, op, ": ", name,
                     " has shape ", shape_of(x),
                     "; every dimension but the batch must be at least 1, all less than 2^31");
   }
@@ -71,7 +72,7 @@ Conv2dShape check_conv2d(const char* op, const Tensor& x, const Tensor& weight,
 }
 
 OptionalTensor check_dense(const char* op, const char* name, const OptionalTensor& t,
-                           ScalarType dtype, const std::vector<int64_t>& shape) {
+                           ScalarType dtype, Sizes shape) {
   if (!t.has_value()) return std::nullopt;
   check_cpu(op, name, *t);
   check_dtype(op, name, *t, dtype);
@@ -79,7 +80,7 @@ OptionalTensor check_dense(const char* op, const char* name, const OptionalTenso
   return as_dense(*t, MemoryFormat::Contiguous);
 }
 
-std::vector<int64_t> gates_shape(int64_t samples, int64_t channels, int64_t group_size) {
+std::array<int64_t, 2> gates_shape(int64_t samples, int64_t channels, int64_t group_size) {
   return {samples, (channels - 1) / group_size + 1};
 }
 

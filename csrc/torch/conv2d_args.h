@@ -1,6 +1,7 @@
 // Checks and conversions of arguments that gated convolutions have in common.
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "../cpu/gated_conv2d.h"
@@ -26,10 +27,10 @@ Conv2dShape check_conv2d(const char* op, const Tensor& x, const Tensor& weight,
 
 // A tensor of this shape and dtype, or none. Returned contiguous.
 OptionalTensor check_dense(const char* op, const char* name, const OptionalTensor& t,
-                           ScalarType dtype, const std::vector<int64_t>& shape);
+                           ScalarType dtype, Sizes shape);
 
 // The shape of a mask or a scale: one entry per sample and group of channels.
-std::vector<int64_t> gates_shape(int64_t samples, int64_t channels, int64_t group_size);
+std::array<int64_t, 2> gates_shape(int64_t samples, int64_t channels, int64_t group_size);
 
 template <class T>
 const T* data(const OptionalTensor& t) {

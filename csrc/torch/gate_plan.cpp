@@ -75,10 +75,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run(const Tensor& x, const Tensor& h,
   const MemoryFormat format = format_of(x);
   const Tensor dense = as_dense(x, format);
   const int64_t samples = x.size(0);
-  Tensor keep = new_tensor(x, {samples}, ScalarType::Bool);
-  Tensor open = new_tensor(x, {samples, w.groups}, ScalarType::Bool);
-  Tensor h_out = new_tensor(x, {samples, w.hidden}, x.scalar_type());
-  Tensor c_out = new_tensor(x, {samples, w.hidden}, x.scalar_type());
+  Tensor keep = new_tensor({samples}, ScalarType::Bool);
+  Tensor open = new_tensor({samples, w.groups}, ScalarType::Bool);
+  Tensor h_out = new_tensor({samples, w.hidden}, x.scalar_type());
+  Tensor c_out = new_tensor({samples, w.hidden}, x.scalar_type());
   if (samples > 0) {
     const GatePlan<T> args = {
         w,

@@ -103,7 +103,7 @@ Tensor gated_conv2d_cpu(const Tensor& x, const Tensor& weight, const OptionalTen
   Inputs in = {x, weight, bias, packed, in_mask, out_mask, scale, residual, g};
   const MemoryFormat format = format_of(x);
   check_tensors(in, s, format);
-  Tensor y = new_tensor(x, {s.n, s.co, s.out_h(), s.out_w()}, x.scalar_type(), format);
+  Tensor y = new_tensor({s.n, s.co, s.out_h(), s.out_w()}, x.scalar_type(), format);
   if (s.n == 0) return y;
   if (!in.packed.has_value()) in.packed = prepack_conv2d_cpu(weight, g.groups);
   switch (x.scalar_type()) {

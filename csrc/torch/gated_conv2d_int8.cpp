@@ -112,7 +112,7 @@ Tensor gated_conv2d_int8_cpu(const Tensor& x, const Tensor& weight, const Tensor
   const MemoryFormat format = format_of(x);
   check_tensors(in, s, format);
   const ScalarType dtype = out_scale.has_value() ? ScalarType::Char : ScalarType::Float;
-  Tensor y = new_tensor(x, {s.n, s.co, s.out_h(), s.out_w()}, dtype, format);
+  Tensor y = new_tensor({s.n, s.co, s.out_h(), s.out_w()}, dtype, format);
   if (s.n == 0) return y;
   if (!in.packed.has_value()) in.packed = prepack_conv2d_cpu(weight, g.groups);
   run(in, s, format, y);

@@ -27,7 +27,7 @@ void check_layer(Layer& l) {
   const OptionalTensor out_mask = l.conv2.mask;
   l.conv2.mask.reset();  // it has another name than those of the blocks
   check_conv(l.op, l.image, l.conv2, l.conv1.shape.co, h, w, 3, 1);
-  const std::vector<int64_t> gates = gates_shape(n, l.conv2.shape.co, l.conv2.group_size);
+  const auto gates = gates_shape(n, l.conv2.shape.co, l.conv2.group_size);
   l.conv2.mask = check_dense(l.op, "out_mask", out_mask, ScalarType::Bool, gates);
   l.in_mask = check_dense(l.op, "in_mask", l.in_mask, ScalarType::Bool, {n, l.ci});
 }
@@ -78,7 +78,7 @@ void run(const Layer& l, const Place& place, Tensor& pooled) {
 Tensor run_layer(const Layer& l, const Place& place) {
   const ScalarType dtype = l.image.scalar_type();
   const int64_t n = l.image.size(0);
-  Tensor pooled = new_tensor(l.image, {n, l.pool ? l.conv2.shape.co : 0}, dtype);
+  Tensor pooled = new_tensor({n, l.pool ? l.conv2.shape.co : 0}, dtype);
   if (n == 0) return pooled;
   if (dtype == ScalarType::Float) {
     run<float>(l, place, pooled);
@@ -106,8 +106,8 @@ std::tuple<Tensor, Tensor> gated_dense_layer_cpu(
                  pool};
   check_layer(layer);
   const MemoryFormat format = format_of(x);
-  Tensor y = new_tensor(x, {x.size(0), layer.conv2.shape.co, x.size(2), x.size(3)}, x.scalar_type(),
-                        format);
+  Tensor y =
+      new_tensor({x.size(0), layer.conv2.shape.co, x.size(2), x.size(3)}, x.scalar_type(), format);
   Tensor pooled = run_layer(layer, {y, 0, 0, 0, format == MemoryFormat::ChannelsLast});
   return {y, pooled};
 }
@@ -165,8 +165,8 @@ Tensor gated_dense_layer_inplace_cpu(Tensor buffer, const Tensor& scale1, const 
   check_buffer(kOp, buffer, layer.ci, growth);
   if (const std::optional<Place> place = place_in(buffer, layer.ci))
     return run_layer(layer, *place);
-  Tensor y = new_tensor(buffer, {buffer.size(0), growth, buffer.size(2), buffer.size(3)},
-                        buffer.scalar_type());
+  Tensor y =
+      new_tensor({buffer.size(0), growth, buffer.size(2), buffer.size(3)}, buffer.scalar_type());
   Tensor pooled = run_layer(layer, {y, 0, 0, 0, false});
   if (buffer.scalar_type() == ScalarType::Float) {
     copy_open<float>(layer, y, buffer);

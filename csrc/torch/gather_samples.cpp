@@ -13,7 +13,7 @@ Tensor gather_samples_cpu(const Tensor& x, const Tensor& index) {
   const MemoryFormat format = format_of(x);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes[0] = places.numel();
-  Tensor rows = new_tensor(x, sizes, x.scalar_type(), format);
+  Tensor rows = new_tensor(sizes, x.scalar_type(), format);
   if (rows.numel() == 0) return rows;
   const Tensor dense = samples_are_dense(x, format) ? x : torch::stable::contiguous(x, format);
   gather_samples(dense.const_data_ptr(), stride_bytes(dense), sample_bytes(dense),

@@ -69,7 +69,7 @@ Tensor prepack_conv2d_cpu(const Tensor& weight, int64_t groups, bool winograd) {
   winograd = winograd && takes_winograd(dtype, kh, kw, groups);
   int64_t numel = panels_numel(dtype, co, ci, kh, kw, groups);
   if (winograd) numel += winograd_numel(4, co, ci) + winograd_numel(2, co, ci);
-  Tensor packed = new_tensor(weight, {numel}, packed_dtype(dtype));
+  Tensor packed = new_tensor({numel}, packed_dtype(dtype));
   switch (dtype) {
     case ScalarType::Half:
       pack<half>(weight, groups, winograd, packed);

@@ -31,8 +31,7 @@ void scatter(const Tensor* x, const Tensor& rows, const Tensor& places, Tensor& 
 Tensor scatter_samples_cpu(const Tensor& x, const Tensor& rows, const Tensor& index) {
   const Tensor places = check_rows("scatter_samples", x, rows, index);
   const MemoryFormat format = format_of(x);
-  Tensor y = new_tensor(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()),
-                        x.scalar_type(), format);
+  Tensor y = new_tensor(x.sizes(), x.scalar_type(), format);
   if (y.numel() == 0) return y;
   const Tensor dense = samples_are_dense(x, format) ? x : torch::stable::contiguous(x, format);
   scatter(&dense, as_dense(rows, format), places, y);
