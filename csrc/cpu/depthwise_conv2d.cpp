@@ -29,6 +29,11 @@ inline void taps_inside(int64_t start, int64_t dilation, int64_t taps, int64_t s
   *last = std::max(*first, *last);
 }
 
+// Of a row of taps, as a tile takes them whose outputs lie along it.
+inline int taps_in_run(int64_t taps, int64_t dilation, int64_t stride) {
+  return taps == 3 && dilation == stride ? 3 : 1;
+}
+
 // What one task works in.
 template <class T>
 struct Room {
@@ -165,22 +170,25 @@ class SampleDepthwise {
     tile.in_stride = down ? in_row : in_pixel;
     tile.out_stride = down ? out_row : s_.co;
     tile.tap = r_.tap;
+    // Down a column the taps of a run are not neighbours in the list, whose order is the same for
+    // all outputs: that of their sums.
+    tile.run =
+        down ? 1 : taps_in_run(columns.last_tap - columns.first_tap, s_.dilation_w, s_.stride_w);
     tile.relu = a_.relu;
-    for (int64_t i = 0; i < (down ? width : height); ++i) {
-      const T* in = a_.x + n_ * a_.x_stride[0] + i * (down ? in_pixel : in_row);
-      const int64_t at = y_at(0, rows.begin, columns.begin) + i * (down ? s_.co : out_row);
-      for (int64_t c = 0; c < s_.co; c += kLanes) {
-        tile.in_open = r_.in_bits[c / kLanes];
-        tile.out_open = r_.out_bits[c / kLanes];
-        if (tile.out_open == 0) continue;
-        tile.in = in + c;
-        tile.taps = (tile.in_open & tile.out_open) == 0 ? 0 : taps;
-        tile.weight = a_.packed + c;
-        tile.bias = r_.bias + c;
-        tile.scale = a_.scale == nullptr ? nullptr : r_.scale + c;
-        tile.residual = residual(at + c);
-        tile.out = a_.y + at + c;
-        tile.lanes = static_cast<int>(std::min<int64_t>(s_.co - c, kLanes));
+    for (int64_t c = 0; c < s_.co; c += kLanes) {
+      tile.in_open = r_.in_bits[c / kLanes];
+      tile.out_open = r_.out_bits[c / kLanes];
+      if (tile.out_open == 0) continue;
+      tile.taps = (tile.in_open & tile.out_open) == 0 ? 0 : taps;
+      tile.weight = a_.packed + c;
+      tile.bias = r_.bias + c;
+      tile.scale = a_.scale == nullptr ? nullptr : r_.scale + c;
+      tile.lanes = static_cast<int>(std::min<int64_t>(s_.co - c, kLanes));
+      for (int64_t i = 0; i < (down ? width : height); ++i) {
+        const int64_t at = y_at(c, rows.begin, columns.begin) + i * (down ? s_.co : out_row);
+        tile.in = a_.x + n_ * a_.x_stride[0] + c + i * (down ? in_pixel : in_row);
+        tile.residual = residual(at);
+        tile.out = a_.y + at;
         tile_fn_(tile, down ? height : width);
       }
     }
@@ -201,11 +209,13 @@ class SampleDepthwise {
     return taps;
   }
 
+  // Column by column, since tiles go down one.
   void list_plane_taps() const {
     for (int64_t tap = 0; tap < s_.kh * s_.kw; ++tap) {
-      const int64_t row = tap / s_.kw * s_.dilation_h, column = tap % s_.kw * s_.dilation_w;
+      const int64_t ky = tap % s_.kh, kx = tap / s_.kh;
+      const int64_t row = ky * s_.dilation_h, column = kx * s_.dilation_w;
       r_.tap[tap] = {(row * s_.stride_w + column % s_.stride_w) * r_.phase + column / s_.stride_w,
-                     tap * kLanes};
+                     (ky * s_.kw + kx) * kLanes};
     }
   }
 
@@ -243,6 +253,7 @@ class SampleDepthwise {
     tile.out_stride = out_w_;
     tile.tap = r_.tap;
     tile.taps = taps;
+    tile.run = taps_in_run(s_.kh, s_.dilation_h, s_.stride_h);
     tile.weight = r_.weight;
     tile.bias = bias;
     tile.scale = a_.scale == nullptr ? nullptr : scale;

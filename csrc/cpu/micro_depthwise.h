@@ -19,6 +19,7 @@ struct DepthwiseTile {
   int64_t in_stride;  // from one output's window to the next
   const DepthwiseTap* tap;
   int64_t taps;
+  int run;            // 1, or 3: every three taps lie in_stride apart, so that outputs share inputs
   const T* weight;    // whole lanes, wherever a tap points
   const T* bias;      // [kLanes]
   const T* scale;     // [kLanes] or nullptr
