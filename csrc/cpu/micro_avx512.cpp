@@ -89,17 +89,14 @@ void affine_relu(int64_t pixels, int64_t channels, const float* scale, const flo
 
 void scatter_pixels(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
                     int64_t dst_stride, float* dst) {
-  int64_t k = 0, open = 0;
-  while (open < set.open) {
-    const Words w = next_words(set, &k, &open);
-    __m512i from[kWords];
-    for (int i = 0; i < w.count; ++i) from[i] = unpacking(w.mask[i]);
+  Words<__m512i> w;
+  for (int64_t k = 0, open = 0; open < set.open;) {
+    next_words(set, false, unpacking, &k, &open, &w);
     for (int64_t p = 0; p < pixels; ++p) {
-      const float* s = src + p * src_stride;
-      float* d = dst + p * dst_stride;
       for (int i = 0; i < w.count; ++i) {
-        const __m512 v = _mm512_permutexvar_ps(from[i], _mm512_loadu_ps(s + w.at[i]));
-        store_lanes(d + w.channel[i], w.mask[i], v);
+        const __m512 compact = _mm512_loadu_ps(src + p * src_stride + w.at[i]);
+        store_lanes(dst + p * dst_stride + w.channel[i], w.mask[i],
+                    _mm512_permutexvar_ps(w.from[i], compact));
       }
     }
   }
