@@ -89,9 +89,9 @@ void affine_relu(int64_t pixels, int64_t channels, const float* scale, const flo
 
 void scatter_pixels(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
                     int64_t dst_stride, float* dst) {
-  Words<__m512i> w;
+  Words<Spread> w;
   for (int64_t k = 0, open = 0; open < set.open;) {
-    next_words(set, false, unpacking, &k, &open, &w);
+    next_words(set, false, &k, &open, &w);
     for (int64_t p = 0; p < pixels; ++p) {
       for (int i = 0; i < w.count; ++i) {
         const __m512 compact = _mm512_loadu_ps(src + p * src_stride + w.at[i]);

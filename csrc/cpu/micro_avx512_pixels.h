@@ -126,20 +126,21 @@ struct Mover<int8_t> {
 constexpr int kWords = 64;
 constexpr int64_t kPrefetchPixels = 16;
 
-template <class From>
+// What moves a word is Move::from(mask), a Move::From.
+template <class Move>
 struct Words {
   int count;
   int64_t channel[kWords];  // of the full pixel
   int64_t at[kWords];       // in the compact pixel
   __mmask16 mask[kWords];   // open channels
-  From from[kWords];
+  typename Move::From from[kWords];
 };
 
 // Words from *k on, of which *open channels are already done; `closed` says whether those without
 // open channels count.
-template <class From>
-inline void next_words(const ChannelSet& set, bool closed, From (*from)(__mmask16), int64_t* k,
-                       int64_t* open, Words<From>* w) {
+template <class Move>
+inline void next_words(const ChannelSet& set, bool closed, int64_t* k, int64_t* open,
+                       Words<Move>* w) {
   const int64_t words = (set.channels + kLanes - 1) / kLanes;
   for (w->count = 0; *k < words && w->count < kWords; ++*k) {
     const __mmask16 mask = set.bits[*k];
@@ -147,7 +148,7 @@ inline void next_words(const ChannelSet& set, bool closed, From (*from)(__mmask1
     w->channel[w->count] = *k * kLanes;
     w->at[w->count] = *open;
     w->mask[w->count] = mask;
-    w->from[w->count++] = from(mask);
+    w->from[w->count++] = Move::from(mask);
     *open += __builtin_popcount(mask);
   }
 }
@@ -157,7 +158,7 @@ inline void next_words(const ChannelSet& set, bool closed, From (*from)(__mmask1
 // completed in the last pass. N is w.count, so that what moves few words stays in registers, or 0.
 template <class T, int N>
 void compress_words(const T* src, int64_t pixel_stride, int64_t pixels, const ChannelSet& set,
-                    const Words<typename Mover<T>::From>& w, bool first_pass, bool last_pass,
+                    const Words<Mover<T>>& w, bool first_pass, bool last_pass,
                     typename Mover<T>::Stored* dst) {
   constexpr int kPack = Types<T>::kPack;
   const int last = (N > 0 ? N : w.count) - 1;
@@ -183,10 +184,10 @@ template <class T>
 void compress_pixels(const T* src, int64_t pixel_stride, int64_t pixels, const ChannelSet& set,
                      typename Types<T>::Cell* dst) {
   auto* stored = reinterpret_cast<typename Mover<T>::Stored*>(dst);
-  Words<typename Mover<T>::From> w;
+  Words<Mover<T>> w;
   for (int64_t k = 0, open = 0; open < set.open;) {
     const bool first_pass = open == 0;
-    next_words(set, false, Mover<T>::from, &k, &open, &w);
+    next_words(set, false, &k, &open, &w);
     const auto compress = w.count == 1   ? compress_words<T, 1>
                           : w.count == 2 ? compress_words<T, 2>
                           : w.count == 4 ? compress_words<T, 4>
@@ -195,9 +196,14 @@ void compress_pixels(const T* src, int64_t pixel_stride, int64_t pixels, const C
   }
 }
 
+struct Spread {
+  using From = __m512i;
+  static DDI_INLINE From from(__mmask16 mask) { return unpacking(mask); }
+};
+
 template <class Out, bool kResidual>
 void expand_words(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
-                  const Words<__m512i>& w, const Out* residual, bool relu, int64_t dst_stride,
+                  const Words<Spread>& w, const Out* residual, bool relu, int64_t dst_stride,
                   Out* dst) {
   // What the activation takes the maximum with; of NaN and NaN the second is the value itself.
   const __m512 floor = _mm512_set1_ps(relu ? 0.0f : -__builtin_inff());
@@ -222,9 +228,9 @@ template <class Out>
 void expand_pixels(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
                    const Out* residual, bool relu, int64_t dst_stride, Out* dst) {
   const auto expand = residual == nullptr ? expand_words<Out, false> : expand_words<Out, true>;
-  Words<__m512i> w;
+  Words<Spread> w;
   for (int64_t k = 0, open = 0; k * kLanes < set.channels;) {
-    next_words(set, true, unpacking, &k, &open, &w);
+    next_words(set, true, &k, &open, &w);
     expand(src, src_stride, pixels, set, w, residual, relu, dst_stride, dst);
   }
 }
