@@ -8,6 +8,13 @@ namespace {
 
 constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1;  // of a dimension
 
+template <class T>
+void widen(const Tensor& t, Tensor& wide) {
+  const T* src = static_cast<const T*>(t.const_data_ptr());
+  float* dst = static_cast<float*>(wide.mutable_data_ptr());
+  for (int64_t i = 0; i < t.numel(); ++i) dst[i] = to_float(src[i]);
+}
+
 void check_pair(const char* op, const char* name, const std::vector<int64_t>& pair, int64_t least) {
   STD_TORCH_CHECK(pair.size() == 2, op, ": ", name, " has ", pair.size(),
                   " entries; expected 2, for height and width");
@@ -69,6 +76,17 @@ OptionalTensor check_dense(const char* op, const char* name, const OptionalTenso
   check_dtype(op, name, *t, dtype);
   check_shape(op, name, *t, shape);
   return as_dense(*t, MemoryFormat::Contiguous);
+}
+
+OptionalTensor widened(const OptionalTensor& t) {
+  if (!t.has_value() || !is_half(t->scalar_type())) return t;
+  Tensor wide = new_tensor(*t, {t->numel()}, ScalarType::Float);
+  if (t->scalar_type() == ScalarType::Half) {
+    widen<half>(*t, wide);
+  } else {
+    widen<bf16>(*t, wide);
+  }
+  return wide;
 }
 
 std::vector<int64_t> gates_shape(int64_t samples, int64_t channels, int64_t group_size) {
