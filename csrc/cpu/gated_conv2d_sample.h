@@ -294,6 +294,11 @@ class SampleConv {
         }
         next.fetch(lines);
         tile.ahead = ahead.next();
+        if constexpr (kSameIn) {
+          // Rows of a list of all channels are neighbouring lines.
+          if (tile.ahead == nullptr && lines == 0 && p.in.open == ci_)
+            tile.ahead = next.take(p.steps);
+        }
         if (tile.ahead == nullptr && p.listed) tile.ahead = tile.weight[0];
         micro_.conv_tile(tile, static_cast<int>(pair ? 2 * pixels : pixels), width, p.strips);
       }
