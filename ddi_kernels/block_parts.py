@@ -181,12 +181,14 @@ def needs_gradient(args: tuple[Any, ...]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
-def unsupported_image(x: Tensor) -> str | None:
+def unsupported_image(
+    x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+) -> str | None:
     """Why the compiled kernels of blocks and gates cannot take an image, None where they can."""
     if not x.is_cpu:
         return f"it has no kernel for {x.device.type} tensors"
-    if x.dtype not in (torch.float32, torch.float64):
-        return f"it computes in float32 and float64, not in {x.dtype}"
+    if x.dtype not in dtypes:
+        return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in dtypes)}, not in {x.dtype}"
     return None
 
 

@@ -30,6 +30,7 @@ from ddi_kernels.block_parts import (
     unsupported_image,
 )
 from ddi_kernels.checks import check_at_least, check_tensor
+from ddi_kernels.prepack_conv2d import DTYPES
 from ddi_kernels.registry import Op, autocast_enabled, register
 
 _NAME = "gated_basic_block"
@@ -118,7 +119,7 @@ def gated_basic_block(
 
 
 def _run(*args: Any) -> tuple[Tensor, Tensor]:
-    return dispatch(_NAME, _OP, reference, check_args, args, unsupported_image(args[0]))
+    return dispatch(_NAME, _OP, reference, check_args, args, unsupported_image(args[0], DTYPES))
 
 
 def _run_autocast(*args: Any) -> tuple[Tensor, Tensor]:

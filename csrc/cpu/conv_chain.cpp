@@ -27,10 +27,10 @@ int64_t task_count(const ConvChain<T>& chain, int64_t threads) {
 }
 
 template <class T>
-int64_t interior_numel(const GatedConv2d<T>& conv) {
+int64_t interior_cells(const GatedConv2d<T>& conv) {
   const int64_t width = conv.shape.out_w() + 2 * conv.halo_w;
   const int64_t height = conv.shape.out_h() + 2 * conv.halo_h;
-  return height * width * round_up(conv.shape.co, kLanes) + kLanes;
+  return height * width * round_up(conv.shape.co, kLanes) / Types<T>::kPack + kLanes;
 }
 
 // A piece of work, one convolution group of one sample, on its way through the chain.
@@ -40,11 +40,9 @@ struct Piece {
     for (int c = 0; c < chain.count; ++c) {
       plan[c] = make_conv_plan<T>(chain.conv[c].shape, arena);
       if (!chain.conv[c].to_interior) continue;
-      plan[c].to = arena.take<typename Types<T>::Acc>(interior_numel(chain.conv[c]));
+      plan[c].to = arena.take<typename Types<T>::Cell>(interior_cells(chain.conv[c]));
     }
-    if constexpr (std::is_same<typename Types<T>::Acc, typename Types<T>::Cell>::value) {
-      for (int c = 1; c < chain.count; ++c) plan[c].from = plan[c - 1].to;
-    }
+    for (int c = 1; c < chain.count; ++c) plan[c].from = plan[c - 1].to;
   }
 
   ConvPlan<T> plan[kMaxChain];  // of each convolution

@@ -64,7 +64,7 @@ struct ConvPlan {
   int64_t row_stride, pixel_stride;  // of what tiles read
   int64_t strip_rows, block_rows, blocks;
   const Cell* from = nullptr;  // interiors, where the call has them
-  Acc* to = nullptr;
+  Cell* to = nullptr;
   int64_t from_stride, to_stride;  // from pixel to pixel
 
   // Columns of a compact panel to write, of co of them.

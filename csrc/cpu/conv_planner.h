@@ -254,7 +254,7 @@ class ConvPlanner {
     p.ready = !p.compress && !Types<T>::kInteger;
     p.direct_out = std::is_same<Acc, typename Types<T>::Out>::value && p.whole_panels &&
                    p.strips == 1 && a_.channels_last && !a_.to_interior && a_.y != nullptr;
-    p.to_stride = p.n_panels * kLanes / p.strips;
+    p.to_stride = p.n_panels * kLanes / p.strips / kPack;
     for (int64_t k = 0; k < p.n_panels; ++k) {
       const int64_t source = p.whole_panels && p.strips == 1 ? p.out_index[k * kLanes] / kLanes : k;
       p.panel[k] = p.compress ? p.panels + k * p.steps * kLanes : packed(p, source);

@@ -45,10 +45,19 @@ class Upcoming {
     if (group_size < kLine || channels < kLine) open_ = nullptr;
   }
 
-  // Lines to fetch with each of so many tiles; none if that would stall them.
+  // Lines to fetch before each of so many tiles; none if that would stall them.
   int64_t per_call(int64_t tiles) const {
     const int64_t lines = ceil_div((end_ - at_) / kLine, tiles);
     return lines <= kMostLines ? lines : 0;
+  }
+
+  // The next lines, for a tile that fetches one with each of its steps; nullptr if there are none
+  // left.
+  const T* take(int64_t lines) {
+    if (at_ >= end_) return nullptr;
+    const T* first = at_;
+    at_ += lines * kLine;
+    return first;
   }
 
   void fetch(int64_t lines) {

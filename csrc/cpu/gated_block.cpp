@@ -73,9 +73,13 @@ void gated_block(const GatedBlock<T>& block, int64_t threads, const ParallelFor&
   conv_chain(chain, threads, parallel_for, workspace);
 }
 
-template int64_t gated_block_workspace_bytes<float>(const GatedBlock<float>&, int64_t);
-template int64_t gated_block_workspace_bytes<double>(const GatedBlock<double>&, int64_t);
-template void gated_block<float>(const GatedBlock<float>&, int64_t, const ParallelFor&, void*);
-template void gated_block<double>(const GatedBlock<double>&, int64_t, const ParallelFor&, void*);
+#define DDI_INSTANTIATE(T)                                                              \
+  template int64_t gated_block_workspace_bytes<T>(const GatedBlock<T>& block, int64_t); \
+  template void gated_block<T>(const GatedBlock<T>&, int64_t, const ParallelFor&, void*);
+
+DDI_INSTANTIATE(float)
+DDI_INSTANTIATE(double)
+DDI_INSTANTIATE(half)
+DDI_INSTANTIATE(bf16)
 
 }  // namespace ddi

@@ -10,18 +10,20 @@ namespace ddi {
 // bias, masks and scales. Sizes of interiors, flags, residual and y are filled in by the driver.
 template <class T>
 struct GatedBlock {
+  using Acc = typename Types<T>::Acc;
+
   GatedConv2d<T> branch[3];
   int depth;                // convolutions in `branch`
   GatedConv2d<T> shortcut;  // of x, 1x1; only if has_shortcut
   bool has_shortcut;
   const T* x;  // laid out as y unless has_shortcut
   int64_t x_stride[4];
-  const uint8_t* keep;  // [n] or nullptr; only without a shortcut convolution
-  const T* keep_scale;  // [n] or nullptr
-  bool channels_last;   // of y
+  const uint8_t* keep;    // [n] or nullptr; only without a shortcut convolution
+  const Acc* keep_scale;  // [n] or nullptr
+  bool channels_last;     // of y
   T* y;
-  T* pooled;          // [n][co] means of y over the pixels, or nullptr
-  const T* x_pooled;  // [n][ci] or nullptr: the means of skipped samples
+  Acc* pooled;          // [n][co] means of y over the pixels, or nullptr
+  const Acc* x_pooled;  // [n][ci] or nullptr: the means of skipped samples
 };
 
 template <class T>

@@ -66,6 +66,7 @@ class SampleConv {
   using Out = typename Types<T>::Out;
   static constexpr bool kSameIn = std::is_same<T, Cell>::value;
   static constexpr bool kSameOut = std::is_same<Acc, Out>::value;
+  static constexpr bool kSameInterior = std::is_same<Acc, Cell>::value;
 
  public:
   SampleConv(const GatedConv2d<T>& args, const ConvPlanner<T>& planner)
@@ -97,7 +98,7 @@ class SampleConv {
       }
     }
     if (a_.to_interior) {
-      if (p.strips > 1 && p.out.open > 0) join_strips(p, y0, y1, room);
+      if (!writes_interior(p) && p.out.open > 0) copy_to_interior(p, y0, y1, room);
     } else if (!p.direct_out) {
       expand(p, y0, y1, room);
     } else if (p.out.open < co_ && !a_.leave_closed) {
@@ -208,9 +209,11 @@ class SampleConv {
     v.in = room.in;
     v.out = room.out;
     if (a_.from_interior) v.in = p.from + y0 * s_.stride_h * p.row_stride;
-    if (a_.to_interior && p.strips == 1) {
-      v.out_row += 2 * a_.halo_w * p.to_stride;
-      v.out = interior_row(p, y0);
+    if constexpr (kSameInterior) {
+      if (writes_interior(p)) {
+        v.out_row += 2 * a_.halo_w * p.to_stride;
+        v.out = interior_row(p, y0);
+      }
     }
     if constexpr (kSameIn) {
       if (p.direct_in && !a_.from_interior) v.in = x_at(p, y0 * s_.stride_h);
@@ -291,6 +294,11 @@ class SampleConv {
         }
         next.fetch(lines);
         tile.ahead = ahead.next();
+        if constexpr (kSameIn) {
+          // Rows of a list of all channels are neighbouring lines.
+          if (tile.ahead == nullptr && lines == 0 && p.in.open == ci_)
+            tile.ahead = next.take(p.steps);
+        }
         if (tile.ahead == nullptr && p.listed) tile.ahead = tile.weight[0];
         micro_.conv_tile(tile, static_cast<int>(pair ? 2 * pixels : pixels), width, p.strips);
       }
@@ -298,8 +306,13 @@ class SampleConv {
     }
   }
 
+  // Whether tiles write the interior themselves.
+  bool writes_interior(const ConvPlan<T>& p) const {
+    return kSameInterior && a_.to_interior && p.strips == 1;
+  }
+
   // First pixel of an output row in the interior that this convolution writes.
-  Acc* interior_row(const ConvPlan<T>& p, int64_t y) const {
+  Cell* interior_row(const ConvPlan<T>& p, int64_t y) const {
     const int64_t width = out_w_ + 2 * a_.halo_w;
     return p.to + ((y + a_.halo_h) * width + a_.halo_w) * p.to_stride;
   }
@@ -312,28 +325,51 @@ class SampleConv {
       const int64_t first = s * p.strip_rows + block * p.block_rows;
       const int64_t end = std::min((s + 1) * p.strip_rows, out_h_);
       for (int64_t y = first; y < std::min(first + p.block_rows, end); ++y) {
-        Acc* pixel = interior_row(p, y);
-        std::fill(pixel - side, pixel, Acc(0));
-        std::fill(pixel + row - 2 * side, pixel + row - side, Acc(0));
+        Cell* pixel = interior_row(p, y);
+        std::fill(pixel - side, pixel, Types<T>::kZero);
+        std::fill(pixel + row - 2 * side, pixel + row - side, Types<T>::kZero);
       }
     }
     if (block > 0) return;
-    std::fill(p.to, p.to + a_.halo_h * row, Acc(0));
-    Acc* below = interior_row(p, out_h_) - side;
-    std::fill(below, below + a_.halo_h * row, Acc(0));
+    std::fill(p.to, p.to + a_.halo_h * row, Types<T>::kZero);
+    Cell* below = interior_row(p, out_h_) - side;
+    std::fill(below, below + a_.halo_h * row, Types<T>::kZero);
   }
 
-  // The rows of each strip to where they belong in the interior.
-  void join_strips(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
-    const int64_t row = out_w_ * p.to_stride, count = (y1 - y0) * row;
+  // The rows of each strip to where they belong in the interior, as cells.
+  void copy_to_interior(const ConvPlan<T>& p, int64_t y0, int64_t y1,
+                        const BlockRoom<T>& room) const {
+    const int64_t row = out_w_ * p.to_stride * Types<T>::kPack, count = (y1 - y0) * row;
     const int64_t strip_stride = round_up(count + kLanes, kLanes);
-    micro_.deinterleave(room.out, p.strips, count, strip_stride, room.single_out);
+    const Acc* rows = room.out;
+    if (p.strips > 1) {
+      micro_.deinterleave(room.out, p.strips, count, strip_stride, room.single_out);
+      rows = room.single_out;
+    }
     for (int64_t s = 0; s < p.strips; ++s) {
       for (int64_t y = y0; y < y1 && s * p.strip_rows + y < out_h_; ++y) {
-        const Acc* src = room.single_out + s * strip_stride + (y - y0) * row;
-        std::copy(src, src + row, interior_row(p, s * p.strip_rows + y));
+        const Acc* src = rows + s * strip_stride + (y - y0) * row;
+        Cell* dst = interior_row(p, s * p.strip_rows + y);
+        if constexpr (kSameInterior) {
+          std::copy(src, src + row, dst);
+        } else if constexpr (Types<T>::kPack == 2) {
+          round_row(src, row, reinterpret_cast<Out*>(dst));
+        }
       }
     }
+  }
+
+  // Rounds so many sums to the type of y: whole lanes as pixels of that many open channels.
+  void round_row(const Acc* src, int64_t count, Out* dst) const {
+    static constexpr int32_t kIndex[kLanes] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                               8, 9, 10, 11, 12, 13, 14, 15};
+    const int64_t pixels = count / kLanes, rest = count % kLanes;
+    const uint16_t whole = 0xffff, some = static_cast<uint16_t>((1u << rest) - 1u);
+    const ChannelSet lanes = {kLanes, kLanes, kIndex, &whole}, last = {rest, rest, kIndex, &some};
+    micro_.expand_pixels(src, kLanes, pixels, lanes, nullptr, false, kLanes, dst);
+    if (rest == 0) return;
+    src += pixels * kLanes;
+    micro_.expand_pixels(src, kLanes, 1, last, nullptr, false, kLanes, dst + pixels * kLanes);
   }
 
   // From the compact result of a block to y.

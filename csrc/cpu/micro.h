@@ -161,8 +161,8 @@ struct Micro {
   void (*deinterleave)(const Acc* src, int strips, int64_t count, int64_t dst_stride, Acc* dst);
 
   // dst[pixels][set.channels] = act(src at open channels, else 0, + residual), pixels of dst and
-  // residual dst_stride apart. Rows of src are src_stride apart and may be read up to kLanes past
-  // their end.
+  // residual dst_stride apart; residual may be dst itself. Rows of src are src_stride apart and may
+  // be read up to kLanes past their end.
   void (*expand_pixels)(const Acc* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
                         const Out* residual, bool relu, int64_t dst_stride, Out* dst);
 

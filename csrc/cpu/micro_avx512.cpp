@@ -28,22 +28,28 @@ struct MultiplyFloats {
   static DDI_INLINE __m512 value(const ConvTile<float>&, int, Sum sum) { return sum; }
 };
 
-// Up to N packed panels with their lane permutations in registers.
+// N packed panels with their lane permutations in registers.
 template <int N>
 void compress_panel_of(const PanelMove<float>* moves, const int32_t* row, int64_t steps,
                        float* dst) {
+  // Copies: a store might change what `moves` points to, for all that the compiler knows.
+  const float* src[N];
+  __mmask16 mask[N];
   __m512i from[N];
   DDI_UNROLL
-  for (int m = 0; m < N; ++m) from[m] = _mm512_loadu_si512(moves[m].from);
+  for (int m = 0; m < N; ++m) {
+    src[m] = moves[m].src;
+    mask[m] = static_cast<__mmask16>(moves[m].mask);
+    from[m] = _mm512_loadu_si512(moves[m].from);
+  }
   for (int64_t k = 0; k < steps; ++k, dst += kLanes) {
     const int64_t at = static_cast<int64_t>(row[k]) * kLanes;
     const int64_t later = static_cast<int64_t>(row[k + kPrefetchRows]) * kLanes;
     __m512 v = _mm512_setzero_ps();
     DDI_UNROLL
     for (int m = 0; m < N; ++m) {
-      _mm_prefetch(moves[m].src + later, _MM_HINT_T0);
-      v = _mm512_mask_permutexvar_ps(v, static_cast<__mmask16>(moves[m].mask), from[m],
-                                     _mm512_loadu_ps(moves[m].src + at));
+      _mm_prefetch(src[m] + later, _MM_HINT_T0);
+      v = _mm512_mask_permutexvar_ps(v, mask[m], from[m], _mm512_loadu_ps(src[m] + at));
     }
     _mm512_storeu_ps(dst, v);
   }
@@ -83,17 +89,14 @@ void affine_relu(int64_t pixels, int64_t channels, const float* scale, const flo
 
 void scatter_pixels(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
                     int64_t dst_stride, float* dst) {
-  int64_t k = 0, open = 0;
-  while (open < set.open) {
-    const Words w = next_words(set, &k, &open);
-    __m512i from[kWords];
-    for (int i = 0; i < w.count; ++i) from[i] = unpacking(w.mask[i]);
+  Words<Spread> w;
+  for (int64_t k = 0, open = 0; open < set.open;) {
+    next_words(set, false, &k, &open, &w);
     for (int64_t p = 0; p < pixels; ++p) {
-      const float* s = src + p * src_stride;
-      float* d = dst + p * dst_stride;
       for (int i = 0; i < w.count; ++i) {
-        const __m512 v = _mm512_permutexvar_ps(from[i], _mm512_loadu_ps(s + w.at[i]));
-        store_lanes(d + w.channel[i], w.mask[i], v);
+        const __m512 compact = _mm512_loadu_ps(src + p * src_stride + w.at[i]);
+        store_lanes(dst + p * dst_stride + w.channel[i], w.mask[i],
+                    _mm512_permutexvar_ps(w.from[i], compact));
       }
     }
   }

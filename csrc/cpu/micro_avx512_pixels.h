@@ -64,34 +64,6 @@ DDI_INLINE void store_lanes(bf16* dst, __mmask16 lanes, __m512 v) {
   store_16_bits(dst, lanes, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
 
-// Words of a channel set that have open channels, a few at a time, with what moves them between a
-// compact and a full pixel.
-constexpr int kWords = 4;
-
-struct Words {
-  int count;
-  int64_t channel[kWords];  // of the full pixel
-  int64_t at[kWords];       // in the compact pixel
-  __mmask16 mask[kWords];   // open channels
-};
-
-// The next words from word *k on, of which *open channels are already done.
-inline Words next_words(const ChannelSet& set, int64_t* k, int64_t* open) {
-  Words w = {};
-  const int64_t words = (set.channels + kLanes - 1) / kLanes;
-  for (; *k < words && w.count < kWords; ++*k) {
-    const __mmask16 mask = set.bits[*k];
-    if (mask == 0) continue;
-    w.channel[w.count] = *k * kLanes;
-    w.at[w.count] = *open;
-    w.mask[w.count++] = mask;
-    *open += __builtin_popcount(mask);
-  }
-  return w;
-}
-
-constexpr int64_t kPrefetchPixels = 16;
-
 // Lane permutations that compress: a permutation is one operation where a compression is several.
 inline __m512i packing(__mmask16 mask) {
   const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -149,33 +121,60 @@ struct Mover<int8_t> {
   }
 };
 
-// Whole-register stores in the first pass over the pixels: what one spills the next word, pass or
-// pixel overwrites. Later passes must not reach into the next pixel. A last cell that is not full
-// is completed in the last pass.
+// Words of a channel set and what moves them between a full and a compact pixel: as many at once as
+// most pixels have, so that pixels are read and written front to back, as hardware fetches lines.
+constexpr int kWords = 64;
+constexpr int64_t kPrefetchPixels = 16;
+
+// What moves a word is Move::from(mask), a Move::From.
+template <class Move>
+struct Words {
+  int count;
+  int64_t channel[kWords];  // of the full pixel
+  int64_t at[kWords];       // in the compact pixel
+  __mmask16 mask[kWords];   // open channels
+  typename Move::From from[kWords];
+};
+
+// Words from *k on, of which *open channels are already done; `closed` says whether those without
+// open channels count.
+template <class Move>
+inline void next_words(const ChannelSet& set, bool closed, int64_t* k, int64_t* open,
+                       Words<Move>* w) {
+  const int64_t words = (set.channels + kLanes - 1) / kLanes;
+  for (w->count = 0; *k < words && w->count < kWords; ++*k) {
+    const __mmask16 mask = set.bits[*k];
+    if (mask == 0 && !closed) continue;
+    w->channel[w->count] = *k * kLanes;
+    w->at[w->count] = *open;
+    w->mask[w->count] = mask;
+    w->from[w->count++] = Move::from(mask);
+    *open += __builtin_popcount(mask);
+  }
+}
+
+// Whole-register stores in the first pass over the pixels: what one spills the next word or pixel
+// overwrites. Later passes must not reach into the next pixel. A last cell that is not full is
+// completed in the last pass. N is w.count, so that what moves few words stays in registers, or 0.
 template <class T, int N>
 void compress_words(const T* src, int64_t pixel_stride, int64_t pixels, const ChannelSet& set,
-                    const Words& w, bool first_pass, bool last_pass,
+                    const Words<Mover<T>>& w, bool first_pass, bool last_pass,
                     typename Mover<T>::Stored* dst) {
-  using Move = Mover<T>;
   constexpr int kPack = Types<T>::kPack;
-  typename Move::From from[N];
-  __mmask16 store[N];
-  for (int i = 0; i < N; ++i) {
-    from[i] = Move::from(w.mask[i]);
-    store[i] = first_pass ? static_cast<__mmask16>(0xffff) : first_lanes(set.open - w.at[i]);
-  }
+  const int last = (N > 0 ? N : w.count) - 1;
   // Only the last word can be short.
-  const __mmask16 tail = first_lanes(set.channels - w.channel[N - 1]);
-  const int64_t ahead = kPrefetchPixels * pixel_stride;
+  const __mmask16 whole = 0xffff, tail = first_lanes(set.channels - w.channel[last]);
+  const __mmask16 end = first_pass ? whole : first_lanes(set.open - w.at[last]);
   const int64_t dst_stride = (set.open + kPack - 1) / kPack * kPack;
   const int64_t missing = last_pass ? dst_stride - set.open : 0;
+  const int64_t ahead = kPrefetchPixels * pixel_stride;
   for (int64_t p = 0; p < pixels; ++p, src += pixel_stride, dst += dst_stride) {
     DDI_UNROLL
-    for (int i = 0; i < N; ++i) {
+    for (int i = 0; i <= last; ++i) {
       const T* s = src + w.channel[i];
       _mm_prefetch(reinterpret_cast<const char*>(s + ahead), _MM_HINT_T0);
-      const __mmask16 load = i == N - 1 ? tail : static_cast<__mmask16>(0xffff);
-      Move::move(s, load, from[i], store[i], dst + w.at[i]);
+      Mover<T>::move(s, i == last ? tail : whole, w.from[i], i == last ? end : whole,
+                     dst + w.at[i]);
     }
     if (kPack > 1) __builtin_memcpy(dst + set.open, &Types<T>::kZero, missing * (4 / kPack));
   }
@@ -184,33 +183,40 @@ void compress_words(const T* src, int64_t pixel_stride, int64_t pixels, const Ch
 template <class T>
 void compress_pixels(const T* src, int64_t pixel_stride, int64_t pixels, const ChannelSet& set,
                      typename Types<T>::Cell* dst) {
-  constexpr decltype(&compress_words<T, 1>) kByCount[] = {
-      nullptr, compress_words<T, 1>, compress_words<T, 2>, compress_words<T, 3>,
-      compress_words<T, 4>};
   auto* stored = reinterpret_cast<typename Mover<T>::Stored*>(dst);
-  int64_t k = 0, open = 0;
-  while (open < set.open) {
+  Words<Mover<T>> w;
+  for (int64_t k = 0, open = 0; open < set.open;) {
     const bool first_pass = open == 0;
-    const Words w = next_words(set, &k, &open);
-    kByCount[w.count](src, pixel_stride, pixels, set, w, first_pass, open == set.open, stored);
+    next_words(set, false, &k, &open, &w);
+    const auto compress = w.count == 1   ? compress_words<T, 1>
+                          : w.count == 2 ? compress_words<T, 2>
+                          : w.count == 4 ? compress_words<T, 4>
+                                         : compress_words<T, 0>;
+    compress(src, pixel_stride, pixels, set, w, first_pass, open == set.open, stored);
   }
 }
 
-template <class Out, int N, bool kResidual>
+struct Spread {
+  using From = __m512i;
+  static DDI_INLINE From from(__mmask16 mask) { return unpacking(mask); }
+};
+
+template <class Out, bool kResidual>
 void expand_words(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
-                  const Words& w, const Out* residual, bool relu, int64_t dst_stride, Out* dst) {
-  __m512i from[N];
-  for (int i = 0; i < N; ++i) from[i] = unpacking(w.mask[i]);
+                  const Words<Spread>& w, const Out* residual, bool relu, int64_t dst_stride,
+                  Out* dst) {
   // What the activation takes the maximum with; of NaN and NaN the second is the value itself.
   const __m512 floor = _mm512_set1_ps(relu ? 0.0f : -__builtin_inff());
+  const int last = w.count - 1;
   // Only the last word can be short.
-  const __mmask16 tail = first_lanes(set.channels - w.channel[N - 1]);
+  const __mmask16 tail = first_lanes(set.channels - w.channel[last]);
+  const int64_t first = w.channel[0];
   for (int64_t p = 0; p < pixels; ++p, src += src_stride, dst += dst_stride) {
-    DDI_UNROLL
-    for (int i = 0; i < N; ++i) {
-      const __mmask16 lanes = i == N - 1 ? tail : static_cast<__mmask16>(0xffff);
-      const int64_t c = w.channel[i];
-      __m512 v = _mm512_maskz_permutexvar_ps(w.mask[i], from[i], _mm512_loadu_ps(src + w.at[i]));
+    for (int i = 0; i <= last; ++i) {
+      const __mmask16 lanes = i == last ? tail : static_cast<__mmask16>(0xffff);
+      const int64_t c = first + i * kLanes;
+      const __m512 compact = _mm512_loadu_ps(src + w.at[i]);
+      __m512 v = _mm512_maskz_permutexvar_ps(w.mask[i], w.from[i], compact);
       if (kResidual) v = _mm512_add_ps(v, load_lanes(residual + c, lanes));
       store_lanes(dst + c, lanes, _mm512_max_ps(floor, v));
     }
@@ -219,27 +225,13 @@ void expand_words(const float* src, int64_t src_stride, int64_t pixels, const Ch
 }
 
 template <class Out>
-void fill_closed(int64_t pixels, const ChannelSet& set, const Out* residual, bool relu,
-                 int64_t dst_stride, Out* dst);
-
-template <class Out>
 void expand_pixels(const float* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
                    const Out* residual, bool relu, int64_t dst_stride, Out* dst) {
-  using Expand = decltype(&expand_words<Out, 1, false>);
-  constexpr Expand kByCount[2][kWords + 1] = {
-      {nullptr, expand_words<Out, 1, false>, expand_words<Out, 2, false>,
-       expand_words<Out, 3, false>, expand_words<Out, 4, false>},
-      {nullptr, expand_words<Out, 1, true>, expand_words<Out, 2, true>, expand_words<Out, 3, true>,
-       expand_words<Out, 4, true>}};
-  int64_t k = 0, open = 0, done = 0;
-  while (open < set.open) {
-    const Words w = next_words(set, &k, &open);
-    done += w.count;
-    kByCount[residual != nullptr][w.count](src, src_stride, pixels, set, w, residual, relu,
-                                           dst_stride, dst);
-  }
-  if (done * kLanes < set.channels) {
-    fill_closed(pixels, set, residual, relu, dst_stride, dst);
+  const auto expand = residual == nullptr ? expand_words<Out, false> : expand_words<Out, true>;
+  Words<Spread> w;
+  for (int64_t k = 0, open = 0; k * kLanes < set.channels;) {
+    next_words(set, true, &k, &open, &w);
+    expand(src, src_stride, pixels, set, w, residual, relu, dst_stride, dst);
   }
 }
 

@@ -167,12 +167,11 @@ template <class Acc, class Out>
 void expand_pixels(const Acc* src, int64_t src_stride, int64_t pixels, const ChannelSet& set,
                    const Out* residual, bool relu, int64_t dst_stride, Out* dst) {
   for (int64_t p = 0; p < pixels; ++p, src += src_stride, dst += dst_stride) {
+    int64_t i = 0;
     for (int64_t c = 0; c < set.channels; ++c) {
-      round_to(residual == nullptr ? Acc(0) : activate<Acc>(to_float(residual[c]), relu), dst + c);
-    }
-    for (int64_t i = 0; i < set.open; ++i) {
-      const int32_t c = set.index[i];
-      const Acc v = residual == nullptr ? src[i] : src[i] + to_float(residual[c]);
+      const bool open = i < set.open && set.index[i] == c;
+      Acc v = open ? src[i++] : Acc(0);
+      if (residual != nullptr) v += to_float(residual[c]);
       round_to(activate(v, relu), dst + c);
     }
     if (residual != nullptr) residual += dst_stride;

@@ -30,13 +30,13 @@ void check_conv(const char* op, const Tensor& x, BlockConv& conv, int64_t ci, in
   STD_TORCH_CHECK(stride >= 1, op, ": stride is ", stride, "; expected at least 1");
   conv.shape = {x.size(0), ci, h, w, co, kernel, kernel, stride, stride, pad, pad, 1, 1};
   const ScalarType dtype = x.scalar_type();
-  conv.bias = check_dense(op, name("bias").c_str(), conv.bias, dtype, {co});
+  conv.bias = widened(check_dense(op, name("bias").c_str(), conv.bias, dtype, {co}));
   conv.packed = check_packed(op, name("packed").c_str(), conv.packed, dtype, conv.shape);
   if (!conv.packed.has_value()) conv.packed = prepack_conv2d_cpu(conv.weight, 1);
   const std::string mask = "mask" + conv.gate_number;
   const auto gates = gates_shape(x.size(0), co, conv.group_size);
   conv.mask = check_dense(op, mask.c_str(), conv.mask, ScalarType::Bool, gates);
-  conv.scale = check_dense(op, (mask + "_scale").c_str(), conv.scale, dtype, gates);
+  conv.scale = widened(check_dense(op, (mask + "_scale").c_str(), conv.scale, dtype, gates));
 }
 
 namespace {
@@ -56,13 +56,14 @@ void check_parts(BlockParts& p, int64_t co) {
   STD_TORCH_CHECK(p.pool || !p.x_pooled.has_value(), p.op, ": x_pooled must be None without pool");
   const ScalarType dtype = p.x.scalar_type();
   p.keep = check_dense(p.op, "keep", p.keep, ScalarType::Bool, {n});
-  p.keep_scale = check_dense(p.op, "keep_scale", p.keep_scale, dtype, {n});
-  p.x_pooled = check_dense(p.op, "x_pooled", p.x_pooled, dtype, {n, ci});
+  p.keep_scale = widened(check_dense(p.op, "keep_scale", p.keep_scale, dtype, {n}));
+  p.x_pooled = check_dense(p.op, "x_pooled", p.x_pooled, sum_dtype(dtype), {n, ci});
 }
 
 template <class T>
 void run(const BlockParts& p, const std::vector<BlockConv>& branch, const BlockConv* shortcut,
          MemoryFormat format, Tensor& y, Tensor& pooled) {
+  using Acc = typename Types<T>::Acc;
   GatedBlock<T> block = {};
   block.depth = static_cast<int>(branch.size());
   for (int i = 0; i < block.depth; ++i) {
@@ -75,11 +76,11 @@ void run(const BlockParts& p, const std::vector<BlockConv>& branch, const BlockC
   // A dimension of one element may have any stride; the driver looks for dense ones.
   if (format == MemoryFormat::ChannelsLast && p.x.size(1) == 1) block.x_stride[1] = 1;
   block.keep = data<uint8_t>(p.keep);
-  block.keep_scale = data<T>(p.keep_scale);
+  block.keep_scale = data<Acc>(p.keep_scale);
   block.channels_last = format == MemoryFormat::ChannelsLast;
   block.y = static_cast<T*>(y.mutable_data_ptr());
-  block.pooled = p.pool ? static_cast<T*>(pooled.mutable_data_ptr()) : nullptr;
-  block.x_pooled = data<T>(p.x_pooled);
+  block.pooled = p.pool ? static_cast<Acc*>(pooled.mutable_data_ptr()) : nullptr;
+  block.x_pooled = data<Acc>(p.x_pooled);
   const int64_t threads = torch::stable::get_num_threads();
   with_workspace(p.op, gated_block_workspace_bytes(block, threads),
                  [&](void* workspace) { gated_block(block, threads, parallel_tasks, workspace); });
@@ -88,7 +89,10 @@ void run(const BlockParts& p, const std::vector<BlockConv>& branch, const BlockC
 }  // namespace
 
 std::tuple<Tensor, Tensor> run_block(BlockParts p, std::vector<BlockConv> branch) {
-  check_image(p.op, "x", p.x);
+  check_cpu(p.op, "x", p.x);
+  check_dim(p.op, "x", p.x, 4, "[N, C, H, W]");
+  if (!is_half(p.x.scalar_type())) check_real(p.op, "x", p.x);
+  check_image_sizes(p.op, "x", p.x);
   int64_t ci = p.x.size(1), h = p.x.size(2), w = p.x.size(3);
   for (BlockConv& conv : branch) {
     check_conv(p.op, p.x, conv, ci, h, w, conv.shape.kh, conv.shape.stride_h);
@@ -109,14 +113,21 @@ std::tuple<Tensor, Tensor> run_block(BlockParts p, std::vector<BlockConv> branch
   if (!has_shortcut) p.x = as_dense(p.x, format);
   const int64_t n = p.x.size(0);
   Tensor y = new_tensor({n, ci, h, w}, p.x.scalar_type(), format);
-  Tensor pooled = new_tensor({n, p.pool ? ci : 0}, p.x.scalar_type());
-  if (n > 0) {
-    const BlockConv* around = has_shortcut ? &shortcut : nullptr;
-    if (p.x.scalar_type() == ScalarType::Float) {
+  Tensor pooled = new_tensor({n, p.pool ? ci : 0}, sum_dtype(p.x.scalar_type()));
+  if (n == 0) return {y, pooled};
+  const BlockConv* around = has_shortcut ? &shortcut : nullptr;
+  switch (p.x.scalar_type()) {
+    case ScalarType::Half:
+      run<half>(p, branch, around, format, y, pooled);
+      break;
+    case ScalarType::BFloat16:
+      run<bf16>(p, branch, around, format, y, pooled);
+      break;
+    case ScalarType::Float:
       run<float>(p, branch, around, format, y, pooled);
-    } else {
+      break;
+    default:
       run<double>(p, branch, around, format, y, pooled);
-    }
   }
   return {y, pooled};
 }

@@ -22,10 +22,11 @@ struct BlockConv {
   Conv2dShape shape = {};
 };
 
-// An image whose sizes and dtype the drivers take.
+// An image whose sizes and dtype, float32 or float64, the drivers take.
 void check_image(const char* op, const char* name, const Tensor& x);
 
-// Fills in the shape of a convolution of an image [n, ci, h, w] and makes its tensors dense.
+// Fills in the shape of a convolution of an image [n, ci, h, w] and makes its tensors what drivers
+// take.
 void check_conv(const char* op, const Tensor& x, BlockConv& conv, int64_t ci, int64_t h, int64_t w,
                 int64_t kernel, int64_t stride);
 
@@ -34,13 +35,13 @@ template <class T>
 GatedConv2d<T> conv_of(const BlockConv& c, const BlockConv* before) {
   GatedConv2d<T> conv = {};
   conv.shape = c.shape;
-  conv.packed = data<T>(c.packed);
-  conv.bias = data<T>(c.bias);
+  conv.packed = data<typename Types<T>::Cell>(c.packed);
+  conv.bias = data<typename Types<T>::Acc>(c.bias);
   conv.in_open = before == nullptr ? nullptr : data<uint8_t>(before->mask);
   conv.in_group_size = before == nullptr ? 1 : before->group_size;
   conv.out_open = data<uint8_t>(c.mask);
   conv.out_group_size = c.group_size;
-  conv.scale = data<T>(c.scale);
+  conv.scale = data<typename Types<T>::Acc>(c.scale);
   return conv;
 }
 

@@ -71,6 +71,13 @@ inline void check_shape(const char* op, const char* name, const Tensor& t, Sizes
                   shape_of(sizes));
 }
 
+inline bool is_half(ScalarType dtype) {
+  return dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
+}
+
+// What sums in this dtype are computed and kept in.
+inline ScalarType sum_dtype(ScalarType dtype) { return is_half(dtype) ? ScalarType::Float : dtype; }
+
 // float32 or float64: what most kernels are written for.
 inline void check_real(const char* op, const char* name, const Tensor& t) {
   STD_TORCH_CHECK(has_dtype(t, ScalarType::Float) || has_dtype(t, ScalarType::Double), op, ": ",
@@ -78,10 +85,6 @@ inline void check_real(const char* op, const char* name, const Tensor& t) {
                   "; the native CPU kernel takes float32 and float64, others go through "
                   "ddi_kernels.",
                   op, ", which uses the reference for them");
-}
-
-inline bool is_half(ScalarType dtype) {
-  return dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
 }
 
 // Whether dimensions from `first` on are dense, those listed varying fastest first.

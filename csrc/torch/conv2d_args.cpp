@@ -9,6 +9,13 @@ namespace {
 
 constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1;  // of a dimension
 
+template <class T>
+void widen(const Tensor& t, Tensor& wide) {
+  const T* src = static_cast<const T*>(t.const_data_ptr());
+  float* dst = static_cast<float*>(wide.mutable_data_ptr());
+  for (int64_t i = 0; i < t.numel(); ++i) dst[i] = to_float(src[i]);
+}
+
 void check_pair(const char* op, const char* name, int64_t h, int64_t w, int64_t least) {
   STD_TORCH_CHECK(std::min(h, w) >= least && std::max(h, w) <= kMost + 1, op, ": ", name, " is [",
                   h, ", ", w, "]; expected entries of at least ", least, " and less than 2^31");
@@ -78,6 +85,17 @@ OptionalTensor check_dense(const char* op, const char* name, const OptionalTenso
   check_dtype(op, name, *t, dtype);
   check_shape(op, name, *t, shape);
   return as_dense(*t, MemoryFormat::Contiguous);
+}
+
+OptionalTensor widened(const OptionalTensor& t) {
+  if (!t.has_value() || !is_half(t->scalar_type())) return t;
+  Tensor wide = new_tensor({t->numel()}, ScalarType::Float);
+  if (t->scalar_type() == ScalarType::Half) {
+    widen<half>(*t, wide);
+  } else {
+    widen<bf16>(*t, wide);
+  }
+  return wide;
 }
 
 std::array<int64_t, 2> gates_shape(int64_t samples, int64_t channels, int64_t group_size) {

@@ -32,6 +32,9 @@ OptionalTensor check_dense(const char* op, const char* name, const OptionalTenso
 // The shape of a mask or a scale: one entry per sample and group of channels.
 std::array<int64_t, 2> gates_shape(int64_t samples, int64_t channels, int64_t group_size);
 
+// The same values in the dtype that sums are kept in.
+OptionalTensor widened(const OptionalTensor& t);
+
 template <class T>
 const T* data(const OptionalTensor& t) {
   return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;

@@ -41,45 +41,22 @@ void check_tensors(Inputs& in, Conv2dShape& s, MemoryFormat format) {
   }
 }
 
-// Small operands in the dtype of x, as what the driver computes with.
-template <class T>
-class Widened {
-  using Acc = typename Types<T>::Acc;
-
- public:
-  explicit Widened(const OptionalTensor& t) : data_(data<Acc>(t)) {
-    if constexpr (!std::is_same<T, Acc>::value) {
-      if (!t.has_value()) return;
-      const T* src = data<T>(t);
-      values_.resize(static_cast<size_t>(t->numel()));
-      for (size_t i = 0; i < values_.size(); ++i) values_[i] = to_float(src[i]);
-      data_ = values_.data();
-    }
-  }
-
-  const Acc* get() const { return data_; }
-
- private:
-  std::vector<Acc> values_;
-  const Acc* data_;
-};
-
 template <class T>
 void run(const Inputs& in, const Conv2dShape& s, MemoryFormat format, Tensor& y) {
   const Tensor& x = in.x;
-  const Widened<T> bias(in.bias), scale(in.scale);
+  const OptionalTensor bias = widened(in.bias), scale = widened(in.scale);
   const GatedConv2d<T> args = {
       s,
       static_cast<const T*>(x.const_data_ptr()),
       {x.stride(0), x.stride(1), x.stride(2), x.stride(3)},
       data<typename Types<T>::Cell>(in.packed),
-      bias.get(),
+      data<typename Types<T>::Acc>(bias),
       data<uint8_t>(in.in_mask),
       in.geometry.in_group_size,
       data<uint8_t>(in.out_mask),
       in.geometry.out_group_size,
       nullptr,
-      scale.get(),
+      data<typename Types<T>::Acc>(scale),
       data<T>(in.residual),
       in.geometry.relu != 0,
       format == MemoryFormat::ChannelsLast,

@@ -71,7 +71,7 @@ FACTORS: dict[str, list[Any]] = {
     "pool": [True, False],
     "x_pooled": [True, False],
     "strided": [True, False],
-    "dtype": [torch.float32, torch.float64],
+    "dtype": [torch.float32, torch.float64, torch.bfloat16, torch.float16],
 }
 
 
