@@ -2,18 +2,24 @@
 // and XGETBV must be asked as well, since a kernel or hypervisor may not save the wide registers.
 #include "isa.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace ddi {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
+constexpr const char* kNames[] = {"scalar",      "avx2",        "avx512",
+                                  "avx512_vnni", "avx512_bf16", "avx512_amx"};
 
 #if defined(__x86_64__)
 bool bit(unsigned word, int position) { return (word >> position) & 1u; }
@@ -26,21 +32,34 @@ unsigned saved_states() {
   return low;
 }
 
+// Linux lends the tile registers to a process that asks, and then to all its threads: they make
+// the state that it saves larger by eight KiB.
+bool tiles_are_lent() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // of asm/prctl.h since Linux 5.16
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 Isa detect() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return Isa::kScalar;
   const bool fma = bit(c, 12), osxsave = bit(c, 27), avx = bit(c, 28), f16c = bit(c, 29);
   if (!osxsave || !avx || !fma || !f16c) return Isa::kScalar;
-  constexpr unsigned kYmmStates = 0x06, kZmmStates = 0xe6;
+  constexpr unsigned kYmmStates = 0x06, kZmmStates = 0xe6, kTileStates = 0x60000;
   const unsigned states = saved_states();
   if ((states & kYmmStates) != kYmmStates) return Isa::kScalar;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !bit(b, 5)) return Isa::kScalar;
-  const bool avx512 = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);  // F, DQ, BW, VL
-  const bool vnni = bit(c, 11);
+  const bool avx512 = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);    // F, DQ, BW, VL
+  const bool vnni = bit(c, 11), amx = bit(d, 22) && bit(d, 24) && bit(d, 25);  // BF16, TILE, INT8
   if (!avx512 || (states & kZmmStates) != kZmmStates) return Isa::kAvx2;
   if (!vnni) return Isa::kAvx512;
   const bool bf16 = __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5);
-  return bf16 ? Isa::kAvx512Bf16 : Isa::kAvx512Vnni;
+  if (!bf16) return Isa::kAvx512Vnni;
+  const bool tiles = amx && (states & kTileStates) == kTileStates && tiles_are_lent();
+  return tiles ? Isa::kAvx512Amx : Isa::kAvx512Bf16;
 }
 #else
 Isa detect() { return Isa::kScalar; }
@@ -52,9 +71,9 @@ const char* isa_env() {
 }
 
 Isa default_isa() {
-  Isa cap = detected_isa();
-  if (const char* value = isa_env()) parse_isa(value, &cap);
-  return cap < detected_isa() ? cap : detected_isa();
+  Isa wanted = kHighestDefault;
+  if (const char* value = isa_env()) parse_isa(value, &wanted);
+  return std::min(wanted, detected_isa());
 }
 
 std::atomic<Isa>& chosen() {
@@ -83,10 +102,10 @@ const char* rejected_isa_env() {
 
 const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
-const char* isa_names() { return "scalar, avx2, avx512, avx512_vnni or avx512_bf16"; }
+const char* isa_names() { return "scalar, avx2, avx512, avx512_vnni, avx512_bf16 or avx512_amx"; }
 
 bool parse_isa(const char* name, Isa* isa) {
-  for (int i = 0; i <= static_cast<int>(Isa::kAvx512Bf16); ++i) {
+  for (int i = 0; i <= static_cast<int>(Isa::kAvx512Amx); ++i) {
     if (std::strcmp(name, kNames[i]) == 0) {
       *isa = static_cast<Isa>(i);
       return true;

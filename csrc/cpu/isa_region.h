@@ -20,6 +20,8 @@
   _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,fma,avx512vnni\"))), apply_to = function)")
 #define DDI_REGION_AVX512_BF16 \
   _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,fma,avx512bf16\"))), apply_to = function)")
+#define DDI_REGION_AVX512_AMX \
+  _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,fma,amx-tile,amx-bf16,amx-int8\"))), apply_to = function)")
 #define DDI_REGION_END _Pragma("clang attribute pop")
 #define DDI_UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -35,6 +37,8 @@
   DDI_REGION_BEGIN_GCC _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,fma,avx512vnni\")")
 #define DDI_REGION_AVX512_BF16 \
   DDI_REGION_BEGIN_GCC _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,fma,avx512bf16\")")
+#define DDI_REGION_AVX512_AMX \
+  DDI_REGION_BEGIN_GCC _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,fma,amx-tile,amx-bf16,amx-int8\")")
 #define DDI_REGION_END _Pragma("GCC diagnostic pop") _Pragma("GCC pop_options")
 #define DDI_UNROLL _Pragma("GCC unroll 16")
 #endif

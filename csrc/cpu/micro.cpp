@@ -17,8 +17,11 @@ namespace {
 
 // A level without a table of its own has that of the level below.
 template <class M>
-const M& pick(const M& scalar, const M& avx2, const M& avx512, const M& vnni, const M& bf16) {
+const M& pick(const M& scalar, const M& avx2, const M& avx512, const M& vnni, const M& bf16,
+              const M& amx) {
   switch (current_isa()) {
+    case Isa::kAvx512Amx:
+      return amx;
     case Isa::kAvx512Bf16:
       return bf16;
     case Isa::kAvx512Vnni:
@@ -37,32 +40,33 @@ const M& pick(const M& scalar, const M& avx2, const M& avx512, const M& vnni, co
 
 template <>
 const Micro<float>& micro<float>() {
-  return pick(kScalarF32, kAvx2F32, kAvx512F32, kAvx512F32, kAvx512F32);
+  return pick(kScalarF32, kAvx2F32, kAvx512F32, kAvx512F32, kAvx512F32, kAvx512F32);
 }
 
 template <>
 const Micro<half>& micro<half>() {
-  return pick(kScalarF16, kAvx2F16, kAvx512F16, kAvx512F16, kAvx512F16);
+  return pick(kScalarF16, kAvx2F16, kAvx512F16, kAvx512F16, kAvx512F16, kAvx512F16);
 }
 
 template <>
 const Micro<bf16>& micro<bf16>() {
-  return pick(kScalarBf16, kAvx2Bf16, kAvx512Bf16, kAvx512Bf16, kAvx512DotBf16);
+  return pick(kScalarBf16, kAvx2Bf16, kAvx512Bf16, kAvx512Bf16, kAvx512DotBf16, kAvx512AmxBf16);
 }
 
 template <>
 const Micro<int8_t>& micro<int8_t>() {
-  return pick(kScalarInt8, kAvx2Int8, kAvx2Int8, kAvx512Int8, kAvx512Int8);
+  return pick(kScalarInt8, kAvx2Int8, kAvx2Int8, kAvx512Int8, kAvx512Int8, kAvx512AmxInt8);
 }
 
 template <>
 DepthwiseTileFn<float> depthwise_tile<float>() {
   return pick(kDepthwiseScalarF32, kDepthwiseAvx2F32, kDepthwiseAvx512F32, kDepthwiseAvx512F32,
-              kDepthwiseAvx512F32);
+              kDepthwiseAvx512F32, kDepthwiseAvx512F32);
 }
 
 const WinogradMicro& winograd_micro() {
-  return pick(kWinogradScalar, kWinogradAvx2, kWinogradAvx512, kWinogradAvx512, kWinogradAvx512);
+  return pick(kWinogradScalar, kWinogradAvx2, kWinogradAvx512, kWinogradAvx512, kWinogradAvx512,
+              kWinogradAvx512);
 }
 #else
 template <>

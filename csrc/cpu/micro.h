@@ -209,8 +209,13 @@ extern const Micro<bf16> kAvx512Bf16;
 extern const Micro<int8_t> kAvx512Int8;   // with VNNI
 extern const Micro<bf16> kAvx512DotBf16;  // with AVX512-BF16
 
-// The tile of kAvx512DotBf16, which has the rest from kAvx512Bf16.
+extern const Micro<bf16> kAvx512AmxBf16;  // with AMX
+extern const Micro<int8_t> kAvx512AmxInt8;
+
+// The tiles of these tables, which have the rest from kAvx512Bf16 and kAvx512Int8.
 void conv_tile_dot_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips);
+void conv_tile_amx_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips);
+void conv_tile_amx_int8(const ConvTile<int8_t>& tile, int pixels, int panels, int strips);
 #endif
 
 // The table for current_isa(); float64 is always scalar.

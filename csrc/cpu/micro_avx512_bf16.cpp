@@ -42,39 +42,35 @@ DDI_REGION_END
 
 namespace ddi {
 
-const Micro<bf16> kAvx512Bf16 = {{0, 16, 12, 7},
-                                 4,
-                                 conv_tile<MultiplyPairs>,
-                                 compress_cells<2>,
-                                 compress_pixels<bf16>,
-                                 gather_planes<bf16>,
-                                 nullptr,
-                                 interleave,
-                                 deinterleave,
-                                 expand_pixels<bf16>,
-                                 nullptr,
-                                 fill_closed<bf16>,
-                                 scatter_planes<bf16>,
-                                 sum_pixels<bf16>,
-                                 nullptr,
-                                 nullptr};
+namespace {
 
-const Micro<bf16> kAvx512DotBf16 = {{0, 16, 14, 9},
-                                    4,
-                                    conv_tile_dot_bf16,
-                                    compress_cells<2>,
-                                    compress_pixels<bf16>,
-                                    gather_planes<bf16>,
-                                    nullptr,
-                                    interleave,
-                                    deinterleave,
-                                    expand_pixels<bf16>,
-                                    nullptr,
-                                    fill_closed<bf16>,
-                                    scatter_planes<bf16>,
-                                    sum_pixels<bf16>,
-                                    nullptr,
-                                    nullptr};
+using ConvTileFn = decltype(Micro<bf16>::conv_tile);
+
+constexpr Micro<bf16> table(int of_one, int of_two, int of_three, int max_strips,
+                            ConvTileFn conv_tile) {
+  return {{0, of_one, of_two, of_three},
+          max_strips,
+          conv_tile,
+          compress_cells<2>,
+          compress_pixels<bf16>,
+          gather_planes<bf16>,
+          nullptr,
+          interleave,
+          deinterleave,
+          expand_pixels<bf16>,
+          nullptr,
+          fill_closed<bf16>,
+          scatter_planes<bf16>,
+          sum_pixels<bf16>,
+          nullptr,
+          nullptr};
+}
+
+}  // namespace
+
+const Micro<bf16> kAvx512Bf16 = table(16, 12, 7, 4, conv_tile<MultiplyPairs>);
+const Micro<bf16> kAvx512DotBf16 = table(16, 14, 9, 4, conv_tile_dot_bf16);
+const Micro<bf16> kAvx512AmxBf16 = table(32, 32, 0, 1, conv_tile_amx_bf16);
 
 }  // namespace ddi
 #endif

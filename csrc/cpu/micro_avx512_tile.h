@@ -14,6 +14,16 @@
 namespace ddi {
 namespace {
 
+// What follows the sums of one panel of one pixel, which is `at` in its run.
+template <class Op>
+DDI_INLINE void store_outputs(const ConvTile<typename Op::Type>& t, int run, int64_t at, int panel,
+                              __mmask16 lanes, __m512 bias, typename Op::Sum sum) {
+  __m512 y = _mm512_add_ps(Op::value(t, panel, sum), bias);
+  if (t.scale != nullptr) y = _mm512_mul_ps(y, _mm512_loadu_ps(t.scale + panel * kLanes));
+  if (t.residual[0] != nullptr) y = _mm512_add_ps(y, load_lanes(t.residual[run] + at, lanes));
+  store_lanes(t.out[run] + at, lanes, activate(y, t.relu));
+}
+
 template <class Op, int P, int V>
 DDI_INLINE void finish(const ConvTile<typename Op::Type>& t, typename Op::Sum (&acc)[P][V]) {
   constexpr int kFirst = (P + 1) / 2;
@@ -35,10 +45,7 @@ DDI_INLINE void finish(const ConvTile<typename Op::Type>& t, typename Op::Sum (&
     for (int p = 0; p < P; ++p) {
       const int run = p < kFirst ? 0 : 1;
       const int64_t at = (p - run * kFirst) * t.out_stride + t.out_at[v];
-      __m512 y = _mm512_add_ps(Op::value(t, v, acc[p][v]), bias);
-      if (t.scale != nullptr) y = _mm512_mul_ps(y, _mm512_loadu_ps(t.scale + v * kLanes));
-      if (t.residual[0] != nullptr) y = _mm512_add_ps(y, load_lanes(t.residual[run] + at, lanes));
-      store_lanes(t.out[run] + at, lanes, activate(y, t.relu));
+      store_outputs<Op>(t, run, at, v, lanes, bias, acc[p][v]);
     }
   }
 }

@@ -70,22 +70,34 @@ DDI_REGION_END
 
 namespace ddi {
 
-const Micro<int8_t> kAvx512Int8 = {{0, 16, 14, 9},
-                                   4,
-                                   conv_tile<DotBytes>,
-                                   compress_cells<4>,
-                                   compress_pixels<int8_t>,
-                                   gather_planes<int8_t>,
-                                   nullptr,
-                                   interleave,
-                                   deinterleave,
-                                   expand_pixels<float>,
-                                   nullptr,
-                                   fill_closed<float>,
-                                   scatter_planes<float>,
-                                   sum_pixels<float>,
-                                   sum_weights,
-                                   quantize};
+namespace {
+
+using ConvTileFn = decltype(Micro<int8_t>::conv_tile);
+
+constexpr Micro<int8_t> table(int of_one, int of_two, int of_three, int max_strips,
+                              ConvTileFn conv_tile) {
+  return {{0, of_one, of_two, of_three},
+          max_strips,
+          conv_tile,
+          compress_cells<4>,
+          compress_pixels<int8_t>,
+          gather_planes<int8_t>,
+          nullptr,
+          interleave,
+          deinterleave,
+          expand_pixels<float>,
+          nullptr,
+          fill_closed<float>,
+          scatter_planes<float>,
+          sum_pixels<float>,
+          sum_weights,
+          quantize};
+}
+
+}  // namespace
+
+const Micro<int8_t> kAvx512Int8 = table(16, 14, 9, 4, conv_tile<DotBytes>);
+const Micro<int8_t> kAvx512AmxInt8 = table(32, 32, 0, 1, conv_tile_amx_int8);
 
 }  // namespace ddi
 #endif

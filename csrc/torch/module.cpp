@@ -46,14 +46,13 @@ PyObject* set_cpu_isa(PyObject*, PyObject* name) {
 
 PyMethodDef kMethods[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS,
-     "cpu_isa() -> str\n\nThe instruction set in force: 'scalar', 'avx2', 'avx512', 'avx512_vnni' "
-     "or 'avx512_bf16'."},
+     "cpu_isa() -> str\n\nThe instruction set in force: 'scalar', 'avx2', 'avx512', 'avx512_vnni', "
+     "'avx512_bf16' or 'avx512_amx'."},
     {"detected_cpu_isa", detected_cpu_isa, METH_NOARGS,
      "detected_cpu_isa() -> str\n\nWhat processor and operating system support."},
     {"set_cpu_isa", set_cpu_isa, METH_O,
      "set_cpu_isa(name) -> str\n\nForces an instruction set, for tests. None returns to the "
-     "detected "
-     "one capped by DDI_CPU_ISA.\nRaises ValueError if the name is unknown or above the "
+     "default, which DDI_CPU_ISA sets.\nRaises ValueError if the name is unknown or above the "
      "machine's."},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -73,6 +73,8 @@ def _kernels() -> dict[str, Any]:
         "cpu_isa_used": native.cpu_isa() if native else None,
         "default_backend": _default_backend(),
     }
+    if section["cpu_isa_detected"] == "avx512_amx":
+        section["amx"] = "here, but never run on such a processor; DDI_CPU_ISA=avx512_amx asks for it"
     for name, available in backends.AVAILABILITY.items():
         ok, reason = available()
         section[name] = "available" if ok else reason

@@ -10,8 +10,9 @@ import pytest
 
 _C = pytest.importorskip("ddi_kernels._C", reason="ddi_kernels._C is not built")
 
-LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
 AVAILABLE = LEVELS[: LEVELS.index(_C.detected_cpu_isa()) + 1]
+DEFAULT = min(_C.detected_cpu_isa(), "avx512_bf16", key=LEVELS.index)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,7 @@ def test_none_returns_to_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDI_CPU_ISA", "scalar")
     assert _C.set_cpu_isa(None) == "scalar"
     monkeypatch.delenv("DDI_CPU_ISA")
-    assert _C.set_cpu_isa(None) == _C.detected_cpu_isa()
+    assert _C.set_cpu_isa(None) == DEFAULT
 
 
 def test_environment_caps_but_never_raises_the_level() -> None:
@@ -51,15 +52,21 @@ def test_environment_caps_but_never_raises_the_level() -> None:
 
 def test_unknown_environment_value_is_ignored_with_a_warning() -> None:
     finished = in_new_process("sse9")
-    assert finished.stdout.strip() == _C.detected_cpu_isa()
-    expected = "DDI_CPU_ISA='sse9' is ignored: expected scalar, avx2, avx512, avx512_vnni or avx512_bf16"
-    assert expected in finished.stderr
+    assert finished.stdout.strip() == DEFAULT
+    assert "DDI_CPU_ISA='sse9' is ignored: expected scalar, avx2, " in finished.stderr
+    assert f"avx512_bf16 or avx512_amx; using {DEFAULT}" in finished.stderr
+
+
+def test_amx_is_taken_only_if_asked_for() -> None:
+    assert in_new_process("").stdout.strip() == DEFAULT
+    asked = in_new_process("avx512_amx").stdout.strip()
+    assert asked == _C.detected_cpu_isa()
 
 
 @pytest.mark.parametrize("name", ["sse9", "", "AVX2"])
 def test_unknown_names_are_errors(name: str) -> None:
     before = _C.cpu_isa()
-    with pytest.raises(ValueError, match="expected scalar, .* or avx512_bf16, or None"):
+    with pytest.raises(ValueError, match="expected scalar, .* or avx512_amx, or None"):
         _C.set_cpu_isa(name)
     assert _C.cpu_isa() == before
 

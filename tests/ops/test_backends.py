@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from contextvars import ContextVar
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -195,6 +196,14 @@ def test_collect_env_is_plain_data_with_the_reasons():
     assert "DDI_CPU_ISA" in env["variables"]
     text = format_env(env)
     assert all(name in text for section in env.values() for name in section)
+
+
+@pytest.mark.parametrize("detected", ["avx512_bf16", "avx512_amx"])
+def test_collect_env_says_how_to_ask_for_amx(detected, monkeypatch):
+    library = SimpleNamespace(detected_cpu_isa=lambda: detected, cpu_isa=lambda: "avx512_bf16")
+    monkeypatch.setattr(backends, "native_library", library)
+    says = "DDI_CPU_ISA=avx512_amx asks for it" in format_env(collect_env())
+    assert says == (detected == "avx512_amx")
 
 
 def test_collect_env_runs_as_a_module_whatever_the_settings():

@@ -13,7 +13,7 @@ from ddi_kernels import backend, gated_conv2d, prepack_conv2d
 BF16, FP16 = torch.bfloat16, torch.float16
 # Those on which a dtype has kernels of its own.
 KERNELS = [(FP16, isa) for isa in ("scalar", "avx2", "avx512")] + [
-    (BF16, isa) for isa in ("scalar", "avx2", "avx512", "avx512_bf16")
+    (BF16, isa) for isa in ("scalar", "avx2", "avx512", "avx512_bf16", "avx512_amx")
 ]
 CASES = {
     case_id(c): c
@@ -34,8 +34,8 @@ def dtype(request):
 
 @pytest.fixture
 def keeps_denormals(request, dtype):
-    """The bfloat16 dot product takes denormals as zeros."""
-    return "avx512_bf16" not in request.node.name
+    """The bfloat16 dot products take denormals as zeros."""
+    return not any(isa in request.node.name for isa in ("avx512_bf16", "avx512_amx"))
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())

@@ -17,7 +17,7 @@ from ddi_kernels import backend, gated_conv2d_int8, prepack_conv2d, quantize
 OP = torch.ops.ddi.gated_conv2d_int8.default
 NAN = torch.nan
 # Those with kernels of their own for int8.
-ISAS = ("scalar", "avx2", "avx512_vnni")
+ISAS = ("scalar", "avx2", "avx512_vnni", "avx512_amx")
 CASES = {
     case_id(c): c
     for c in (

@@ -423,7 +423,7 @@ def test_many_shapes_keep_few_dense_weights(dense_calls):
     assert 0 < sum(len(kept) for kept in packed.__dict__.values()) <= 8
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx512_vnni", "avx512_bf16"])
+@pytest.mark.parametrize("isa", ["avx512", "avx512_vnni", "avx512_bf16", "avx512_amx"])
 def test_a_table_ships_for_every_level_of_avx512(isa, monkeypatch, tmp_path):
     monkeypatch.delenv("DDI_LATENCY_TABLE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -1,7 +1,11 @@
-"""Older processors, emulated: one binary must run on all of them and pick what each of them has."""
+"""Processors that this machine is not: one binary must run on all and pick what each of them has.
+
+Older ones are emulated by qemu; AMX, where it is missing, by the program itself.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +21,7 @@ PROCESSORS = {
     "SandyBridge": ("SandyBridge,-x2apic,-tsc-deadline", "scalar"),  # AVX, but no AVX2
     "Haswell": ("Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid", "avx2"),
 }
-LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
 
 SCRIPT = """
 import torch
@@ -54,7 +58,8 @@ def compile_driver_check(program: Path, *flags: str) -> Path:
     if compiler is None:
         pytest.skip("neither g++ nor clang++ is installed")
     sources = [ROOT / "tests" / "build" / "driver_check.cpp", *(ROOT / "csrc/cpu").glob("*.cpp")]
-    command = [compiler, "-std=c++17", *flags, f"-I{ROOT / 'csrc/cpu'}", *sources, "-pthread"]
+    flags = ("-std=c++17", "-ffp-contract=off", *flags, "-pthread")
+    command = [compiler, *flags, f"-I{ROOT / 'csrc/cpu'}", *sources]
     built = subprocess.run([*command, "-o", program], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return program
@@ -71,6 +76,16 @@ def test_drivers_on_an_old_processor(processor: str, driver_check: Path) -> None
 
 def test_levels_above_the_processor_are_refused(driver_check: Path) -> None:
     assert emulate("Nehalem", driver_check, "avx2", "1").returncode == 2
+
+
+def test_drivers_on_amx(driver_check: Path) -> None:
+    finished = subprocess.run([driver_check, "avx512_amx", "200"], capture_output=True, text=True)
+    if finished.returncode == 2:
+        pytest.skip("neither AMX nor AVX512-BF16, which its emulation needs")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "ran avx512_amx: 500 cases, 0 failed" in finished.stdout
+    on_amx = "detected avx512_amx" in finished.stdout
+    assert on_amx or re.search(r"emulated \d{5,} tile products", finished.stdout)
 
 
 @pytest.mark.slow
