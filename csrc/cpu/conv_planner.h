@@ -271,7 +271,8 @@ class ConvPlanner {
     const int64_t per_row = std::max<int64_t>(s_.stride_h * in_row + out_row, 1);
     const int64_t budget = kBlockBytes / static_cast<int64_t>(sizeof(Cell)) - halo * in_row;
     const int64_t fit = std::max<int64_t>(std::min(budget / per_row, p.strip_rows), 1);
-    p.blocks = std::min(std::max(ceil_div(p.strip_rows, fit), min_blocks_), p.strip_rows);
+    // As many for every task that shares them.
+    p.blocks = std::min(round_up(ceil_div(p.strip_rows, fit), min_blocks_), p.strip_rows);
     p.block_rows = round_up(ceil_div(p.strip_rows, p.blocks), std::max(p.winograd, 1));
     p.blocks = ceil_div(p.strip_rows, p.block_rows);
   }
