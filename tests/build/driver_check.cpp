@@ -124,7 +124,25 @@ Case<T> random_case() {
          pick({1, 2})};
   } while (s.h + 2 * s.pad_h <= s.dilation_h * (s.kh - 1) ||
            s.w + 2 * s.pad_w <= s.dilation_w * (s.kw - 1));
-  s.groups = pick({1, 1, 2, s.ci});
+  // Enough of the few that Winograd's transforms are for.
+  s.winograd = std::is_same<typename ddi::Types<T>::Cell, float>::value && pick({0, 0, 1});
+  if (s.winograd) {
+    s = {s.n,
+         pick({16, 40, 130}),
+         pick({5, 9, 20}),
+         pick({7, 16, 27}),
+         pick({16, 33, 64}),
+         3,
+         3,
+         1,
+         1,
+         s.pad_h,
+         s.pad_w,
+         1,
+         1};
+    s.winograd = true;
+  }
+  s.groups = s.winograd ? 1 : pick({1, 1, 2, s.ci});
   s.ci = s.groups == 2 ? 2 * s.ci : s.ci;
   s.co = s.groups == 2 ? 2 * s.co : s.groups > 2 ? s.ci * pick({1, 1, 2}) : s.co;
   c.in_group = pick({1, 3, 8, 16});
@@ -151,10 +169,12 @@ Case<T> random_case() {
     }
   }
   const int64_t ci = s.group_ci();
-  c.packed.resize(ddi::prepack_conv2d_numel<T>(s.co, ci, s.kh, s.kw, s.groups) /
-                  ddi::Types<T>::kPack);
+  int64_t numel = ddi::prepack_conv2d_numel<T>(s.co, ci, s.kh, s.kw, s.groups);
+  for (int m : {4, 2}) numel += s.winograd ? ddi::winograd_numel(m, s.co, ci) : 0;
+  c.packed.resize(numel / ddi::Types<T>::kPack);
+  const int64_t taps = s.kh * s.kw;
   ddi::prepack_conv2d<T>(
-      {s.co, ci, s.kh, s.kw, c.weight.data(), {ci * s.kh * s.kw, s.kh * s.kw, s.kw, 1}, s.groups},
+      {s.co, ci, s.kh, s.kw, c.weight.data(), {ci * taps, taps, s.kw, 1}, s.groups, s.winograd},
       serial, c.packed.data());
   return c;
 }
