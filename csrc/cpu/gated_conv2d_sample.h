@@ -9,6 +9,7 @@
 // tiles and samples are divided cannot change a bit of the result.
 #pragma once
 
+#include "block_room.h"
 #include "cells.h"
 #include "conv_planner.h"
 #include "conv_prefetch.h"
@@ -26,38 +27,6 @@ void pack_cells(const T* src, int64_t channels, typename Types<T>::Cell* dst) {
 }
 
 constexpr int64_t kAheadBytes = 256 * 1024;  // weights of a sample that stay in L2 by themselves
-
-// What a block works in: its input rows, one row of each strip before they are interleaved, the
-// compact result, and the same once its strips are taken apart.
-template <class T>
-struct BlockRoom {
-  using Cell = typename Types<T>::Cell;
-  using Acc = typename Types<T>::Acc;
-
-  BlockRoom(const Conv2dShape& s, Arena& arena) {
-    const int64_t strips = micro<T>().max_strips, slack = 2 * kLanes * strips;
-    const int64_t cells = ceil_div(s.group_ci(), Types<T>::kPack);
-    const int64_t row = (s.w + 2 * s.pad_w) * cells;
-    const int64_t rows = (s.kh - 1) * s.dilation_h + 1;
-    const int64_t pixel = round_up(s.group_co(), kLanes) * strips;
-    single_stride = round_up(row + 2 * kLanes, kLanes);
-    out_numel = std::max<int64_t>(s.out_w() * pixel, kBlockBytes / sizeof(Acc)) + slack;
-    in = arena.take<Cell>(std::max<int64_t>(rows * row * strips, kBlockBytes / sizeof(Cell)) +
-                          slack);
-    single = arena.take<Cell>(strips * single_stride);
-    out = arena.take<Acc>(out_numel);
-    single_out = arena.take<Acc>(out_numel + strips * 2 * kLanes);
-    expanded_numel = Types<T>::kInteger ? std::max<int64_t>(s.co, kBlockBytes / 16) : 0;
-    expanded = arena.take<Acc>(expanded_numel);
-    if constexpr (kHasWinograd<T>) winograd = WinogradRoom(s, strips, arena);
-  }
-
-  Cell *in, *single;
-  Acc *out, *single_out;
-  Acc* expanded;  // before it is quantized
-  int64_t single_stride, out_numel, expanded_numel;
-  WinogradRoom winograd;
-};
 
 template <class T>
 class SampleConv {
