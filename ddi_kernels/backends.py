@@ -85,6 +85,11 @@ def no_native_kernel(op: str, tensor: torch.Tensor) -> str | None:
     return None if cuda_library is not None else _cuda_reason
 
 
+def no_native_dtype(x: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> str:
+    """Why a compiled kernel that computes in these dtypes cannot take x."""
+    return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in dtypes)}, not in {x.dtype}"
+
+
 def triton_available() -> tuple[bool, str]:
     """Whether Triton kernels can run here, and if not, why."""
     if importlib.util.find_spec("triton") is None:

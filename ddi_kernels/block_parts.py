@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from ddi_kernels.active_channels import expand_groups, group_count
-from ddi_kernels.backends import use_native
+from ddi_kernels.backends import no_native_dtype, use_native
 from ddi_kernels.checks import (
     argument_error,
     check_at_least,
@@ -188,7 +188,7 @@ def unsupported_image(
     if not x.is_cpu:
         return f"it has no kernel for {x.device.type} tensors"
     if x.dtype not in dtypes:
-        return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in dtypes)}, not in {x.dtype}"
+        return no_native_dtype(x, dtypes)
     return None
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddi_kernels.active_channels import expand_groups, group_count
-from ddi_kernels.backends import choose, no_native_kernel
+from ddi_kernels.backends import choose, no_native_dtype, no_native_kernel
 from ddi_kernels.checks import (
     Geometry,
     argument_error,
@@ -133,7 +133,7 @@ def _unsupported(x: Tensor, geometry: Any) -> str | None:
         return no_native_kernel(_NAME, x)
     dtype, groups = x.dtype, geometry[6]
     if dtype not in DTYPES:
-        return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}, not in {dtype}"
+        return no_native_dtype(x, DTYPES)
     if groups != 1 and dtype not in GROUPED_DTYPES:
         return f"it has no grouped convolution in {dtype} (groups={groups})"
     return None

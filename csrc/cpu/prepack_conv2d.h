@@ -34,9 +34,11 @@ int64_t prepack_conv2d_numel(int64_t co, int64_t ci, int64_t kh, int64_t kw, int
   return groups * round_up(co / groups, kLanes) * kh * kw * round_up(ci, kPack);
 }
 
-// Those of the weights transformed for F(m x m, 3 x 3).
-inline int64_t winograd_numel(int m, int64_t co, int64_t ci) {
-  return has_winograd(m, co, ci) ? round_up(co, kLanes) * winograd_positions(m) * ci : 0;
+// Those of all its transformed weights.
+inline int64_t winograd_numel(int64_t co, int64_t ci) {
+  int64_t positions = 0;
+  for (int m : {4, 2}) positions += has_winograd(m, co, ci) ? winograd_positions(m) : 0;
+  return round_up(co, kLanes) * positions * ci;
 }
 
 template <class T>

@@ -7,10 +7,10 @@
 
 namespace ddi {
 
-void check_image(const char* op, const char* name, const Tensor& x) {
+void check_image(const char* op, const char* name, const Tensor& x, bool halves) {
   check_cpu(op, name, x);
   check_dim(op, name, x, 4, "[N, C, H, W]");
-  check_real(op, name, x);
+  if (!halves || !is_half(x.scalar_type())) check_real(op, name, x);
   check_image_sizes(op, name, x);
 }
 
@@ -89,10 +89,7 @@ void run(const BlockParts& p, const std::vector<BlockConv>& branch, const BlockC
 }  // namespace
 
 std::tuple<Tensor, Tensor> run_block(BlockParts p, std::vector<BlockConv> branch) {
-  check_cpu(p.op, "x", p.x);
-  check_dim(p.op, "x", p.x, 4, "[N, C, H, W]");
-  if (!is_half(p.x.scalar_type())) check_real(p.op, "x", p.x);
-  check_image_sizes(p.op, "x", p.x);
+  check_image(p.op, "x", p.x, true);
   int64_t ci = p.x.size(1), h = p.x.size(2), w = p.x.size(3);
   for (BlockConv& conv : branch) {
     check_conv(p.op, p.x, conv, ci, h, w, conv.shape.kh, conv.shape.stride_h);

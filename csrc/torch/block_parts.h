@@ -22,8 +22,8 @@ struct BlockConv {
   Conv2dShape shape = {};
 };
 
-// An image whose sizes and dtype, float32 or float64, the drivers take.
-void check_image(const char* op, const char* name, const Tensor& x);
+// An image whose sizes and dtype the drivers take: float32, float64 and, with `halves`, less.
+void check_image(const char* op, const char* name, const Tensor& x, bool halves = false);
 
 // Fills in the shape of a convolution of an image [n, ci, h, w] and makes its tensors what drivers
 // take.

@@ -3,7 +3,6 @@
 // the output's layout.
 #include "../cpu/gated_conv2d.h"
 
-#include <type_traits>
 #include <vector>
 
 #include "conv2d_args.h"

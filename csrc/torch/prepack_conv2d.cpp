@@ -44,7 +44,7 @@ OptionalTensor check_packed(const char* op, const char* name, const OptionalTens
                             ScalarType weight, Conv2dShape& s) {
   if (!packed.has_value()) return std::nullopt;
   const int64_t panels = panels_numel(weight, s.co, s.group_ci(), s.kh, s.kw, s.groups);
-  const int64_t transformed = winograd_numel(4, s.co, s.ci) + winograd_numel(2, s.co, s.ci);
+  const int64_t transformed = winograd_numel(s.co, s.ci);
   s.winograd = takes_winograd(weight, s.kh, s.kw, s.groups) && transformed > 0 &&
                packed->numel() == panels + transformed;
   const int64_t numel = panels + (s.winograd ? transformed : 0);
@@ -68,7 +68,7 @@ Tensor prepack_conv2d_cpu(const Tensor& weight, int64_t groups, bool winograd) {
   const int64_t co = weight.size(0), ci = weight.size(1), kh = weight.size(2), kw = weight.size(3);
   winograd = winograd && takes_winograd(dtype, kh, kw, groups);
   int64_t numel = panels_numel(dtype, co, ci, kh, kw, groups);
-  if (winograd) numel += winograd_numel(4, co, ci) + winograd_numel(2, co, ci);
+  if (winograd) numel += winograd_numel(co, ci);
   Tensor packed = new_tensor({numel}, packed_dtype(dtype));
   switch (dtype) {
     case ScalarType::Half:
