@@ -4,7 +4,7 @@ import torch
 
 import ddi
 
-model = ddi.create_model("cifar_resnet20").eval()  # or your own, with torchvision-like basic blocks
+model = ddi.create_model("cifar_resnet20").eval()  # or your own, with torchvision-like blocks
 images = torch.randn(8, 3, 32, 32)
 
 ddi.convert_(model, ddi.DDIConfig(group_size=4), example_input=images)  # checked: output unchanged

@@ -11,7 +11,7 @@ from .cost import count_macs, latency
 from .decision import Decision, Mask
 from .gates import DDIConfig
 from .losses import budget_loss
-from .nn import GatedBasicBlock, GatedConv2d, LayerSkip, prepare_
+from .nn import GatedBasicBlock, GatedBottleneck, GatedConv2d, LayerSkip, prepare_
 from .record import record
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ __all__ = [
     "DDIConfig",
     "Decision",
     "GatedBasicBlock",
+    "GatedBottleneck",
     "GatedConv2d",
     "LayerSkip",
     "Mask",

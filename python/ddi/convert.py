@@ -1,8 +1,8 @@
 """Puts gates on an existing model, in place, and takes them off again.
 
-Residual blocks are swapped for gated ones that share their layers, so every original state_dict key stays as
-it was; what is added lives under `ddi_gates.*`. Gates start fully open: right after conversion the model
-computes what it computed before.
+Residual blocks, basic ones and bottlenecks, are swapped for gated ones that share their layers, so every
+original state_dict key stays as it was; what is added lives under `ddi_gates.*`. Gates start fully open:
+right after conversion the model computes what it computed before.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import torch.nn as nn
 from torch import Tensor
 
 from .nn.gated_basic_block import GatedBasicBlock
+from .nn.gated_block import GatedBlock
+from .nn.gated_bottleneck import GatedBottleneck
+from .nn.gated_residual_block import GatedResidualBlock
 from .record import PassHooks
 
-__all__ = ["convert_", "is_basic_block", "is_converted", "revert_"]
+__all__ = ["convert_", "gated_form", "is_converted", "revert_"]
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -27,17 +30,19 @@ def is_converted(model: nn.Module) -> bool:
     return "_ddi_hooks" in model.__dict__
 
 
-def is_basic_block(module: nn.Module) -> bool:
-    """Whether a module looks like a post-activation basic block that `convert_` can gate."""
-    if isinstance(module, GatedBasicBlock) or hasattr(module, "conv3"):
-        return False
-    convs = [getattr(module, name, None) for name in ("conv1", "conv2")]
-    norms = [getattr(module, name, None) for name in ("bn1", "bn2")]
-    return (
-        hasattr(module, "downsample")
-        and all(isinstance(c, nn.Conv2d) and not isinstance(c.padding, str) for c in convs)
-        and all(isinstance(n, nn.BatchNorm2d) and n.track_running_stats for n in norms)
-    )
+def gated_form(module: nn.Module) -> type[GatedResidualBlock] | None:
+    """The gated form of a module that looks like a post-activation residual block; None for any other."""
+    if isinstance(module, GatedBlock) or not hasattr(module, "downsample"):
+        return None
+    form = GatedBottleneck if hasattr(module, "conv3") else GatedBasicBlock
+    numbers = range(1, len(form.kernels) + 1)
+    convs = [getattr(module, f"conv{i}", None) for i in numbers]
+    norms = [getattr(module, f"bn{i}", None) for i in numbers]
+    if all(isinstance(c, nn.Conv2d) and not isinstance(c.padding, str) for c in convs) and all(
+        isinstance(n, nn.BatchNorm2d) and n.track_running_stats for n in norms
+    ):
+        return form
+    return None
 
 
 def _swap(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -51,10 +56,11 @@ def convert_(
     example_input: Tensor | None = None,
     filter_fn: FilterFn | None = None,
 ) -> nn.Module:
-    """Gates the residual basic blocks of a model in place.
+    """Gates the residual blocks of a model in place.
 
     Args:
-        model: holds blocks with conv1, bn1, conv2, bn2 and downsample (torchvision's BasicBlock and ours).
+        model: holds blocks with conv1, bn1, conv2, bn2, downsample, and conv3, bn3 if they are bottlenecks
+            (those of torchvision's ResNets and ours).
         config: a gate config, e.g. `ddi.DDIConfig(group_size=4)`.
         example_input: float[N, C, H, W]. If given, the converted model is run on it with its gates open and
             must give the model's own output, else the conversion is undone.
@@ -76,17 +82,20 @@ def convert_(
         )
     if is_converted(model) or hasattr(model, "ddi_gates"):
         raise ValueError("convert_: the model is converted already; call ddi.revert_(model) first")
-    found = {path: m for path, m in model.named_modules() if path and is_basic_block(m)}
-    chosen = {p: m for p, m in found.items() if filter_fn is None or filter_fn(m, p)}
-    if not chosen:
+    found = {path: form for path, m in model.named_modules() if path and (form := gated_form(m))}
+    blocks = {}
+    for path, form in found.items():
+        block = model.get_submodule(path)
+        if filter_fn is None or filter_fn(block, path):
+            blocks[path] = form(block, path)
+    if not blocks:
         kinds = sorted({type(m).__name__ for m in model.modules()})
         raise ValueError(
-            f"convert_: no basic block to gate in {type(model).__name__} ({len(found)} found, "
-            f"{len(found)} refused by filter_fn); a block needs conv1, bn1, conv2, bn2 and downsample. "
-            f"Modules seen: {kinds[:12]}"
+            f"convert_: no block to gate in {type(model).__name__} ({len(found)} found, {len(found)} refused "
+            "by filter_fn); a residual block needs conv1, bn1, conv2, bn2 and downsample, a bottleneck conv3 "
+            f"and bn3 too. Modules seen: {kinds[:12]}"
         )
     expected = None if example_input is None else _eval_output(model, example_input)
-    blocks = {path: GatedBasicBlock(block, path) for path, block in chosen.items()}
     reference = next(model.parameters())
     gates = config.build([block.site for block in blocks.values()])
     gates.to(device=reference.device, dtype=torch.float32)
@@ -116,8 +125,8 @@ def _check_unchanged(model: nn.Module, x: Tensor, expected: Tensor) -> None:
         revert_(model)
         raise ValueError(
             "convert_: the converted model's output differs from the model's own on example_input, so its "
-            "blocks do not compute relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut); leave them out with "
-            f"filter_fn. The conversion was undone. {error}"
+            "blocks do not compute relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut), or what bottlenecks do; "
+            f"leave them out with filter_fn. The conversion was undone. {error}"
         ) from error
 
 
@@ -129,7 +138,7 @@ def revert_(model: nn.Module) -> nn.Module:
     """
     if not is_converted(model):
         raise ValueError(f"revert_: {type(model).__name__} has no gates to take off")
-    gated = [(p, m) for p, m in model.named_modules() if isinstance(m, GatedBasicBlock)]
+    gated = [(p, m) for p, m in model.named_modules() if isinstance(m, GatedBlock)]
     for path, block in gated:
         _swap(model, path, block.__dict__["original"].train(block.training))
     model.__dict__.pop("_ddi_hooks").remove()

@@ -34,6 +34,7 @@ __all__ = [
     "count_macs",
     "dense_macs",
     "latency",
+    "open_share",
 ]
 
 
@@ -160,7 +161,8 @@ def _estimate(conv: nn.Conv2d, shape: Sequence[int], table: LatencyTable) -> tup
     return estimate, conv_macs(conv, shape[2:]) / like.macs
 
 
-def _open_share(mask: Mask | None, channels: int) -> Any:
+def open_share(mask: Mask | None, channels: int) -> Any:
+    """float[N]: share of `channels` that a mask opens, differentiable in training; 1.0 without a mask."""
     return 1.0 if mask is None else mask.open_channels(channels) / channels
 
 
@@ -174,7 +176,7 @@ def block_ms(
     one, whose time does not depend on the gates.
 
     Args:
-        block: with conv1, conv2, ... in a chain, a mask behind each but the last, and downsample.
+        block: a gated block, e.g. `ddi.GatedBasicBlock`.
         shape: of its input, (N, C, H, W).
         decision: of its gate.
         table: default: the one in force here.
@@ -193,34 +195,22 @@ def block_ms(
     table = current_table() if table is None else table
     total: Any = 0.0
     size = shape
-    convs = _chain(block)
-    masks = decision.masks or (None,) * (len(convs) - 1)
-    for conv, before, after in zip(convs, (None, *masks), (*masks, None), strict=True):
+    chain = block.chain(decision)
+    for conv, before, after in chain:
         estimate, factor = _estimate(conv, size, table)
         if before is None and after is None:
             total = total + estimate.plain_ms * factor
         else:
             group_size = math.gcd(*(mask.group_size for mask in (before, after) if mask is not None))
-            shares = _open_share(before, conv.in_channels), _open_share(after, conv.out_channels)
+            shares = open_share(before, conv.in_channels), open_share(after, conv.out_channels)
             total = total + estimate.gated_ms(*shares, group_size) * factor
         size = (shape[0], conv.out_channels, *conv_output_size(conv, size[2:]))
-    keep = decision.keep_weights()
+    keep = block.kept(decision)
     total = total if keep is None else total * keep
-    return convs[0].weight.new_zeros(shape[0]) + total + _shortcut_ms(block, shape, table)
-
-
-def _chain(block: Any) -> list[nn.Conv2d]:
-    names = ("conv1", "conv2", "conv3")
-    return [getattr(block, name) for name in names if hasattr(block, name)]
-
-
-def _shortcut_ms(block: Any, shape: Sequence[int], table: LatencyTable) -> float:
-    total = 0.0
-    for module in () if block.downsample is None else block.downsample.modules():
-        if isinstance(module, nn.Conv2d):
-            estimate, factor = _estimate(module, shape, table)
-            total += estimate.plain_ms * factor
-    return total
+    for conv in block.shortcut_convs():
+        estimate, factor = _estimate(conv, shape, table)
+        total = total + estimate.plain_ms * factor
+    return torch.zeros(shape[0], device=chain[0][0].weight.device) + total
 
 
 def _conv_inputs(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Conv2d, tuple[int, ...]]]:
@@ -238,6 +228,11 @@ def _conv_inputs(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Conv2d, tupl
             )
     plain(torch.empty(x.shape, device="meta"))
     return seen
+
+
+def _first_shape(inputs: dict[str, Any], path: str) -> tuple[int, ...]:
+    """The input shape of a block: its first convolution's, in the order of execution."""
+    return next(shape for name, shape in inputs.items() if name.startswith(f"{path}."))
 
 
 @torch.no_grad()
@@ -271,7 +266,7 @@ def latency(model: nn.Module, x: Tensor, table: LatencyTable | None = None) -> L
         return Latency(total, total, {}, torch.full((n,), total / n))
     gated = {path: module for path, module in model.named_modules() if hasattr(module, "site")}
     ungated = sum(ms for path, ms in dense.items() if not path.startswith(tuple(f"{p}." for p in gated)))
-    shapes = {module.site.name: (module, inputs[f"{path}.conv1"]) for path, module in gated.items()}
+    shapes = {module.site.name: (module, _first_shape(inputs, path)) for path, module in gated.items()}
     with record(model) as rec:
         model(x)
     parts = {b.name: block_ms(*shapes[b.name], b.decision, table) for b in rec.passes[0]}

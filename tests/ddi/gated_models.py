@@ -3,12 +3,16 @@
 import torch
 
 import ddi
+from ddi.backbones.resnet import Bottleneck, ResNet
 
 
-def mixed_model(name="cifar_resnet8", seed=0, **config):
-    """A converted model with random statistics and gates that open for about half of what they see."""
-    torch.manual_seed(seed)
-    model = ddi.create_model(name, gates=ddi.DDIConfig(**config))
+def tiny_bottlenecks():
+    """A ResNet of bottlenecks for small images; three of its five can be skipped."""
+    return ResNet(Bottleneck, (3, 2), 8, "cifar", 10)
+
+
+def randomize_norms(model):
+    """BatchNorms that have seen something: no mean, variance or affine part is the initial one."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -16,6 +20,18 @@ def mixed_model(name="cifar_resnet8", seed=0, **config):
                 module.running_var.uniform_(0.5, 2.0)
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(std=0.2)
+
+
+def mixed_model(name="cifar_resnet8", seed=0, **config):
+    """A converted model with random statistics and gates that open for about half of what they see.
+
+    name: of `create_model`, or a function that makes the plain model.
+    """
+    torch.manual_seed(seed)
+    plain = name() if callable(name) else ddi.create_model(name)
+    model = ddi.convert_(plain, ddi.DDIConfig(**config))
+    randomize_norms(model)
+    with torch.no_grad():
         for gate in getattr(model.ddi_gates, "channel", {}).values():
             gate.expand.weight.normal_(std=2.0)
             gate.expand.bias.zero_()

@@ -5,15 +5,18 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from gated_models import images, mixed_model
+from gated_models import images, mixed_model, tiny_bottlenecks
 from torch import nn
 
 import ddi
 from ddi.backbones.resnet import BasicBlock
 
+MODELS = {"basic": lambda: ddi.create_model("cifar_resnet14"), "bottleneck": tiny_bottlenecks}
 
-def test_starts_fully_open_and_keeps_every_key():
-    model = ddi.create_model("cifar_resnet14").eval()
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_starts_fully_open_and_keeps_every_key(make):
+    model = make().eval()
     keys = set(model.state_dict())
     x = images(3)
     with torch.no_grad():
@@ -27,16 +30,18 @@ def test_starts_fully_open_and_keeps_every_key():
     assert all(0 < b for b in macs.blocks.values()) and macs.mac_ratio == pytest.approx(1, abs=2e-3)
 
 
-def test_revert_gives_back_the_plain_model():
-    model = ddi.create_model("cifar_resnet8").eval()
-    keys, x = list(model.state_dict()), images(2)
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_revert_gives_back_the_plain_model(make):
+    model = make().eval()
+    kinds, keys, x = list(map(type, model.modules())), list(model.state_dict()), images(2)
     with torch.no_grad():
         before = model(x)
         ddi.convert_(model, ddi.DDIConfig())
+        assert list(map(type, model.modules())) != kinds
         ddi.revert_(model)
         assert torch.equal(model(x), before)
     assert list(model.state_dict()) == keys
-    assert all(type(m) is BasicBlock for m in model.layer1)
+    assert list(map(type, model.modules())) == kinds
     with pytest.raises(ValueError, match="no gates to take off"):
         ddi.revert_(model)
 
@@ -52,7 +57,7 @@ def test_refuses_a_second_conversion_and_models_without_blocks():
     model = ddi.create_model("cifar_resnet8", gates=ddi.DDIConfig())
     with pytest.raises(ValueError, match="converted already.*revert_"):
         ddi.convert_(model, ddi.DDIConfig())
-    with pytest.raises(ValueError, match="no basic block"):
+    with pytest.raises(ValueError, match="no block to gate"):
         ddi.convert_(nn.Sequential(nn.Conv2d(3, 3, 3)), ddi.DDIConfig())
     with pytest.raises(TypeError, match="gate config"):
         ddi.convert_(ddi.create_model("cifar_resnet8"), {"layers": True})

@@ -1,13 +1,17 @@
 """Every registered backbone: shapes, MACs, gated equals plain when open, and sparse equals dense when not."""
 
+import re
+
 import pytest
 import torch
-from gated_models import images, mixed_model
+from gated_models import images, mixed_model, tiny_bottlenecks
+from torchvision_keys import resnet_keys
 
 import ddi
 import ddi_kernels
+from ddi.cost import dense_macs
 
-SMALL = ["cifar_resnet8", "cifar_resnet14"]
+SMALL = ["cifar_resnet8", "cifar_resnet14", tiny_bottlenecks]
 
 
 def test_list_models_matches_patterns():
@@ -18,10 +22,34 @@ def test_list_models_matches_patterns():
 @pytest.mark.parametrize("name", ddi.list_models())
 def test_depth_and_output(name):
     model = ddi.create_model(name, num_classes=7).eval()
-    depth = sum(isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3) for m in model.modules())
-    assert depth + 1 == int(name.removeprefix("cifar_resnet"))
+    layers = [p for p, m in model.named_modules() if isinstance(m, torch.nn.Conv2d) and "downsample" not in p]
+    assert len(layers) + 1 == int(re.search(r"\d+$", name)[0])
     with torch.no_grad():
         assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "parameters"),
+    [
+        ("resnet18", resnet_keys((2, 2, 2, 2), bottleneck=False), 11_689_512),
+        ("resnet34", resnet_keys((3, 4, 6, 3), bottleneck=False), 21_797_672),
+        ("resnet50", resnet_keys((3, 4, 6, 3), bottleneck=True), 25_557_032),
+        ("resnet101", resnet_keys((3, 4, 23, 3), bottleneck=True), 44_549_160),
+    ],
+)
+def test_torchvision_weights_fit(name, keys, parameters):
+    with torch.device("meta"):
+        model = ddi.create_model(name)
+    assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == keys
+    assert sum(p.numel() for p in model.parameters()) == parameters  # as torchvision publishes it
+
+
+def test_plain_models_can_be_exported():
+    x = torch.randn(2, 3, 32, 32)
+    for make in SMALL[1:]:
+        model = (make() if callable(make) else ddi.create_model(make)).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
 
 
 def test_macs_of_resnet20_by_hand():
@@ -33,8 +61,25 @@ def test_macs_of_resnet20_by_hand():
     assert ddi.count_macs(ddi.create_model("cifar_resnet20"), torch.randn(2, 3, 32, 32)).dense == expected
 
 
+def test_macs_of_resnet18_by_hand():
+    expected = 3 * 64 * 49 * 112 * 112 + 4 * 64 * 64 * 9 * 56 * 56 + 512 * 1000
+    for c, side in ((128, 28), (256, 14), (512, 7)):
+        expected += ((c // 2 * c + 3 * c * c) * 9 + c // 2 * c) * side * side
+    assert dense_macs(ddi.create_model("resnet18"), (1, 3, 224, 224)) == expected
+
+
+def test_macs_of_resnet50_by_hand():
+    expected = 3 * 64 * 49 * 112 * 112 + 2048 * 1000
+    for c, before, side, blocks in ((64, 64, 56, 3), (128, 256, 28, 4), (256, 512, 14, 6), (512, 1024, 7, 3)):
+        stride = 1 if c == 64 else 2
+        area = side * side
+        expected += before * c * area * stride**2 + (9 * c * c + 4 * c * c + before * 4 * c) * area
+        expected += (blocks - 1) * (4 * c * c + 9 * c * c + 4 * c * c) * area
+    assert dense_macs(ddi.create_model("resnet50"), (1, 3, 224, 224)) == expected
+
+
 @pytest.mark.parametrize("config", [dict(), dict(channels=False), dict(layers=False), dict(group_size=6)])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL, ids=lambda n: getattr(n, "__name__", n))
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 def test_sparse_equals_dense_times_mask(name, config, channels_last):
     model = mixed_model(name, **config)

@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from gated_models import randomize_norms
 from torch import nn
 
 import ddi
 import ddi_kernels
-from ddi import Decision, GatedBasicBlock, GatedConv2d, LayerSkip, Mask
-from ddi.backbones.resnet import BasicBlock
+from ddi import Decision, GatedBasicBlock, GatedBottleneck, GatedConv2d, LayerSkip, Mask
+from ddi.backbones.resnet import BasicBlock, Bottleneck
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 
@@ -17,63 +18,112 @@ CLOSE = dict(rtol=1e-4, atol=1e-5)
 def block(in_channels=12, channels=12, stride=1):
     torch.manual_seed(3)
     plain = BasicBlock(in_channels, channels, stride)
-    with torch.no_grad():
-        for norm in (plain.bn1, plain.bn2):
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 2)
-            norm.bias.normal_()
+    randomize_norms(plain)
     return GatedBasicBlock(plain).eval()
 
 
+def bottleneck(in_channels=28, channels=7, stride=1):
+    torch.manual_seed(3)
+    plain = Bottleneck(in_channels, channels, stride)
+    randomize_norms(plain)
+    return GatedBottleneck(plain).eval()
+
+
+def random_masks(n, interior, scaled=False):
+    """A mask of half open groups for each interior tensor, each with a group size of its own."""
+    masks = []
+    for size, channels in zip((5, 3), interior, strict=False):
+        open = torch.rand(n, -(-channels // size)) > 0.5
+        masks.append(Mask(open, size, scale=torch.rand(open.shape) if scaled else None))
+    return tuple(masks)
+
+
 DECISIONS = {
-    "nothing": lambda n, g: Decision(),
-    "all skipped": lambda n, g: Decision(keep=torch.zeros(n, dtype=torch.bool)),
-    "all kept": lambda n, g: Decision(keep=torch.ones(n, dtype=torch.bool)),
-    "some kept": lambda n, g: Decision(keep=torch.arange(n) % 2 == 0),
-    "masks": lambda n, g: Decision(masks=(Mask(torch.rand(n, g) > 0.5, group_size=5),)),
-    "closed": lambda n, g: Decision(masks=(Mask(torch.zeros(n, g, dtype=torch.bool), group_size=5),)),
-    "both": lambda n, g: Decision(
-        keep=torch.arange(n) % 2 == 1, masks=(Mask(torch.rand(n, g) > 0.5, group_size=5),)
+    "nothing": lambda n, c: Decision(),
+    "all skipped": lambda n, c: Decision(keep=torch.zeros(n, dtype=torch.bool)),
+    "all kept": lambda n, c: Decision(keep=torch.ones(n, dtype=torch.bool)),
+    "some kept": lambda n, c: Decision(keep=torch.arange(n) % 2 == 0),
+    "masks": lambda n, c: Decision(masks=random_masks(n, c)),
+    "closed": lambda n, c: Decision(masks=tuple(Mask(torch.zeros(n, w, dtype=torch.bool)) for w in c)),
+    "both": lambda n, c: Decision(keep=torch.arange(n) % 2 == 1, masks=random_masks(n, c)),
+    "scales": lambda n, c: Decision(
+        keep=torch.arange(n) % 3 != 1, keep_scale=torch.rand(n), masks=random_masks(n, c, scaled=True)
     ),
-    "scales": lambda n, g: Decision(
-        keep=torch.arange(n) % 3 != 1,
-        keep_scale=torch.rand(n),
-        masks=(Mask(torch.rand(n, g) > 0.5, group_size=5, scale=torch.rand(n, g)),),
-    ),
+}
+BLOCKS = {
+    "basic": lambda: block(),
+    "basic projection": lambda: block(12, 20, 2),
+    "bottleneck": lambda: bottleneck(),
+    "bottleneck projection": lambda: bottleneck(12, 7, 2),
 }
 
 
-@pytest.mark.parametrize("shape", [(12, 12, 1), (12, 20, 2)], ids=["identity", "projection"])
+def other_stride(make):
+    """The block with its stride where its operator does not have it, so that it runs in parts."""
+    gated = make()
+    for conv in (gated.conv1, gated.conv2):
+        conv.stride = (1, 1) if conv.stride == gated.downsample[0].stride else gated.downsample[0].stride
+    return gated
+
+
 @pytest.mark.parametrize("n", [0, 1, 5])
-@pytest.mark.parametrize("name", DECISIONS)
-def test_basic_block_sparse_equals_dense(name, n, shape):
-    gated = block(*shape)
+@pytest.mark.parametrize("decision", DECISIONS)
+@pytest.mark.parametrize("kind", [*BLOCKS, "basic in parts", "bottleneck in parts"])
+def test_sparse_equals_dense(kind, decision, n):
+    if kind.endswith("in parts"):
+        gated = other_stride(BLOCKS[kind.replace("in parts", "projection")])
+        assert not gated.prepared().fused
+    else:
+        gated = BLOCKS[kind]()
+        assert gated.prepared().fused
     torch.manual_seed(0)
-    decision = DECISIONS[name](n, (shape[1] + 4) // 5)
+    decision = DECISIONS[decision](n, gated.site.interior)
     if not gated.site.skippable:
         decision = Decision(keep_scale=decision.keep_scale, masks=decision.masks)
     # Negative inputs too: a skipped sample is its shortcut, not an activated one.
-    x = torch.randn(n, shape[0], 7, 6).to(memory_format=torch.channels_last)
+    x = torch.randn(n, gated.site.in_channels, 7, 6).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         sparse = gated(x, decision)
         with ddi_kernels.backend("reference"):
             dense = gated(x, decision)
     torch.testing.assert_close(sparse, dense, **CLOSE)
-    if name == "all skipped" and gated.site.skippable:
+    if decision.keep is not None and not decision.keep.any():
         assert torch.equal(sparse, x)
 
 
-def test_basic_block_open_equals_the_block_it_wraps():
-    gated = block()
+@pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS)
+def test_an_open_block_equals_the_block_it_wraps(make):
+    gated = make()
     plain = gated.__dict__["original"].eval()
-    x = torch.randn(2, 12, 8, 8)
+    x = torch.randn(2, gated.site.in_channels, 8, 8)
+    assert list(gated.state_dict()) == list(plain.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(gated(x, Decision()), plain(x), **CLOSE)
 
 
-def test_basic_block_never_runs_skipped_samples():
-    gated = block()
-    x = torch.randn(3, 12, 8, 8)
+def test_macs_of_a_bottleneck_are_the_products_of_what_is_open():
+    gated = bottleneck(12, 8, 2)  # conv1 on 6x6, then 3x3
+    assert gated.site.interior == (8, 8) and not gated.site.skippable
+    masks = (
+        Mask(torch.tensor([[True, False, True], [True, True, True]]), group_size=3),  # 5 and 8 open
+        Mask(torch.tensor([[True, False], [False, False]]), group_size=4),  # 4 and none
+    )
+    macs = gated.macs(torch.Size((2, 12, 6, 6)), Decision(masks=masks))
+    projection = 12 * 32 * 9
+    by_hand = [12 * 5 * 36 + 5 * 4 * 9 * 9 + 4 * 32 * 9 + projection, 12 * 8 * 36 + projection]
+    assert macs.tolist() == by_hand
+    assert gated.dense_macs(torch.Size((2, 12, 6, 6))) == 12 * 8 * 36 + (8 * 8 * 9 + 8 * 32) * 9 + projection
+
+
+def test_the_number_of_masks_is_checked():
+    with pytest.raises(ValueError, match=r"GatedBottleneck: got 1 masks.*\(2\)"):
+        bottleneck()(torch.randn(1, 28, 4, 4), Decision(masks=(Mask(torch.ones(1, 7, dtype=torch.bool)),)))
+
+
+@pytest.mark.parametrize("make", [block, bottleneck])
+def test_skipped_samples_are_never_run(make):
+    gated = make()
+    x = torch.randn(3, gated.site.in_channels, 8, 8)
     x[1] = float("nan")
     with torch.inference_mode():
         y = gated(x, Decision(keep=torch.tensor([True, False, True])))
@@ -85,20 +135,23 @@ def test_block_outside_its_model_says_what_to_do():
         block()(torch.randn(1, 12, 8, 8))
 
 
+@pytest.mark.parametrize("make", [block, bottleneck])
 @pytest.mark.parametrize("grad_of", ["keep", "mask"])
-def test_training_reaches_closed_gates(grad_of):
-    gated = block().train()
+def test_training_reaches_closed_gates(grad_of, make):
+    gated = make().train()
+    width = gated.site.interior[0]
     keep_soft = torch.full((4,), 0.3, requires_grad=True)
-    mask_soft = torch.full((4, 12), 0.3, requires_grad=True)
+    softs = [torch.full((4, width), 0.3, requires_grad=True) for _ in gated.site.interior]
     keep = torch.zeros(4, dtype=torch.bool) if grad_of == "keep" else torch.ones(4, dtype=torch.bool)
-    decision = Decision(
-        keep=keep,
-        keep_soft=keep_soft,
-        masks=(Mask(torch.zeros(4, 12, dtype=torch.bool), soft=mask_soft),),
-    )
-    gated(torch.randn(4, 12, 8, 8), decision).pow(2).sum().backward()
-    grad = (keep_soft if grad_of == "keep" else mask_soft).grad
-    assert (grad != 0).float().mean() > 0.9
+    # The last mask alone is closed: behind a closed one no gradient is left for those before it.
+    opens = [torch.ones(4, width, dtype=torch.bool) for _ in softs[1:]] + [
+        torch.zeros(4, width, dtype=torch.bool)
+    ]
+    masks = tuple(Mask(open, soft=soft) for open, soft in zip(opens, softs, strict=True))
+    decision = Decision(keep=keep, keep_soft=keep_soft, masks=masks)
+    gated(torch.randn(4, gated.site.in_channels, 8, 8), decision).pow(2).sum().backward()
+    grad = (keep_soft if grad_of == "keep" else softs[-1]).grad
+    assert (grad != 0).float().mean() > 0.8
 
 
 @pytest.mark.parametrize(

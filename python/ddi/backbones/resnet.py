@@ -1,9 +1,14 @@
-"""ResNets for 32x32 images (He et al., arXiv 1512.03385, section 4.2): depth 6n+2, widths 16, 32, 64.
+"""ResNets (He et al., arXiv 1512.03385): for 32x32 images of depth 6n+2, and the ImageNet ones.
 
-Module names follow torchvision's ResNet; shape-changing shortcuts are 1x1 convolution and BatchNorm.
+Modules are named as in torchvision, whose weights load into the ImageNet ones as they are: stem `conv1, bn1`,
+stages `layer1, layer2, ...`, classifier `fc`; a bottleneck has its stride on the 3x3 convolution, and
+shape-changing shortcuts are 1x1 convolution and BatchNorm.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
 
 import torch.nn as nn
 import torch.nn.functional as F
@@ -11,11 +16,21 @@ from torch import Tensor
 
 from .registry import register_model
 
-__all__ = ["BasicBlock", "CifarResNet"]
+__all__ = ["BasicBlock", "Bottleneck", "ResNet"]
+
+
+def _projection(in_channels: int, channels: int, stride: int) -> nn.Module | None:
+    """The shortcut of a block that changes its input's shape, None where x itself can be added."""
+    if stride == 1 and in_channels == channels:
+        return None
+    conv = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels))
 
 
 class BasicBlock(nn.Module):
     """relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)), all convolutions 3x3."""
+
+    expansion = 1
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -23,52 +38,100 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or in_channels != channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
+        self.downsample = _projection(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class CifarResNet(nn.Module):
-    """float[N, 3, 32, 32] -> logits float[N, num_classes]; n blocks in each of three stages."""
+class Bottleneck(nn.Module):
+    """relu(bn3(conv3(relu(bn2(conv2(relu(bn1(conv1(x)))))))) + shortcut(x)), convolutions 1x1, 3x3, 1x1.
 
-    def __init__(self, n: int, num_classes: int = 10) -> None:
+    The output has four times `channels`, the width of the two interior tensors.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * channels)
+        self.downsample = _projection(in_channels, 4 * channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    """float[N, 3, H, W] -> logits float[N, num_classes].
+
+    Args:
+        block: BasicBlock or Bottleneck.
+        depths: blocks of each stage; every stage but the first halves the map and doubles the width.
+        width: channels of the stem and of the first stage's interiors.
+        stem: "cifar", one 3x3 convolution, or "imagenet", which goes to a quarter of the size first.
+        num_classes: width of the classifier.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: Sequence[int],
+        width: int,
+        stem: Literal["cifar", "imagenet"],
+        num_classes: int,
+    ) -> None:
         super().__init__()
         if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"CifarResNet: num_classes must be a positive int, got {num_classes!r}")
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(16, 16, n, 1)
-        self.layer2 = self._stage(16, 32, n, 2)
-        self.layer3 = self._stage(32, 64, n, 2)
-        self.fc = nn.Linear(64, num_classes)
+            raise ValueError(f"ResNet: num_classes must be a positive int, got {num_classes!r}")
+        large = stem == "imagenet"
+        self.conv1 = nn.Conv2d(3, width, *((7, 2, 3) if large else (3, 1, 1)), bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
+        channels, self.num_stages = width, len(depths)
+        for i, depth in enumerate(depths):
+            blocks: list[nn.Module] = []
+            for j in range(depth):
+                blocks.append(block(channels, width << i, 2 if i > 0 and j == 0 else 1))
+                channels = (width << i) * block.expansion
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    @staticmethod
-    def _stage(in_channels: int, channels: int, n: int, stride: int) -> nn.Sequential:
-        blocks = [BasicBlock(in_channels, channels, stride)]
-        return nn.Sequential(*blocks, *(BasicBlock(channels, channels) for _ in range(n - 1)))
-
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != 3:
-            raise ValueError(f"CifarResNet: expected input (N, 3, H, W), got {tuple(x.shape)}")
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
+            raise ValueError(f"ResNet: expected input (N, 3, H, W), got {tuple(x.shape)}")
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        for i in range(self.num_stages):
+            x = self.get_submodule(f"layer{i + 1}")(x)
         return self.fc(x.mean((2, 3)))
 
 
-def _register(depth: int) -> None:
+def _register_cifar(depth: int) -> None:
     @register_model(f"cifar_resnet{depth}")
     def build(num_classes: int = 10) -> nn.Module:
-        return CifarResNet((depth - 2) // 6, num_classes)
+        return ResNet(BasicBlock, ((depth - 2) // 6,) * 3, 16, "cifar", num_classes)
+
+
+def _register(depth: int, block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int]) -> None:
+    @register_model(f"resnet{depth}")
+    def build(num_classes: int = 1000) -> nn.Module:
+        return ResNet(block, depths, 64, "imagenet", num_classes)
 
 
 for _depth in (8, 14, 20, 32, 38, 56, 74, 110):
-    _register(_depth)
+    _register_cifar(_depth)
+
+_register(18, BasicBlock, (2, 2, 2, 2))
+_register(34, BasicBlock, (3, 4, 6, 3))
+_register(50, Bottleneck, (3, 4, 6, 3))
+_register(101, Bottleneck, (3, 4, 23, 3))

@@ -1,8 +1,9 @@
 """Drop-in modules that run gated: same parameters and state_dict keys as what they stand for."""
 
 from .gated_basic_block import GatedBasicBlock
+from .gated_bottleneck import GatedBottleneck
 from .gated_conv2d import GatedConv2d
 from .layer_skip import LayerSkip
 from .prepared import prepare_
 
-__all__ = ["GatedBasicBlock", "GatedConv2d", "LayerSkip", "prepare_"]
+__all__ = ["GatedBasicBlock", "GatedBottleneck", "GatedConv2d", "LayerSkip", "prepare_"]

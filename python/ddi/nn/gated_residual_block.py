@@ -1,0 +1,181 @@
+"""What the gated residual blocks share: y = keep ? relu(keep_scale * F(x; masks) + shortcut(x)) : x.
+
+F is a chain of convolution and BatchNorm with relu and a mask between two of them. One mask saves on both
+sides: closed channels are outputs that are never computed, and inputs that are never read. On a CPU the usual
+block is one operator; elsewhere, and for other shapes of block, it is one for each convolution, for which the
+kept samples of a batch are gathered and scattered back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddi_kernels import gather_samples, scatter_samples
+
+from ..decision import Decision, Mask
+from ..gates import GateSite
+from ..record import current_pass
+from .gated_block import GatedBlock, GatedConv
+from .layer_skip import mix_kept
+from .prepared import PreparedConv, runs_sparse
+
+__all__ = ["GatedResidualBlock", "PreparedResidual"]
+
+
+@dataclass(frozen=True)
+class PreparedResidual:
+    """The folded and packed layers of a residual block."""
+
+    convs: tuple[PreparedConv, ...]
+    shortcut: PreparedConv | None
+    stride: int
+    fused: bool  # one operator can run the block
+
+
+def _is_plain(conv: nn.Conv2d, kernel: int, stride: tuple[int, ...]) -> bool:
+    """Whether a convolution is as the operator of a block has it."""
+    size, pad = (kernel, kernel), (kernel // 2, kernel // 2)
+    geometry = (conv.kernel_size, conv.padding, conv.dilation, conv.groups, conv.stride)
+    return geometry == (size, pad, (1, 1), 1, stride) and conv.padding_mode == "zeros"
+
+
+def _conv_bn(shortcut: nn.Module | None) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
+    """The projection shortcut's two layers, if it is the usual Sequential(conv, bn)."""
+    if isinstance(shortcut, nn.Sequential) and len(shortcut) == 2:
+        conv, bn = shortcut
+        if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+            return conv, bn
+    return None
+
+
+class GatedResidualBlock(GatedBlock):
+    """Base of the two kinds of residual block. Subclasses name their convolutions and their operator."""
+
+    kernels: ClassVar[tuple[int, ...]]  # of the convolutions, as the operator has them
+    strided: ClassVar[int]  # the index of the one that takes the block's stride
+    downsample: nn.Module | None
+
+    def __init__(self, block: Any, name: str = "block") -> None:
+        interior = [getattr(block, f"conv{i}").out_channels for i in range(1, len(self.kernels))]
+        site = GateSite(
+            name=name.replace(".", "_"),
+            in_channels=block.conv1.in_channels,
+            interior=tuple(interior),
+            skippable=block.downsample is None,
+        )
+        super().__init__(block, site)
+
+    def _conv_bns(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        numbers = range(1, len(self.kernels) + 1)
+        return [(getattr(self, f"conv{i}"), getattr(self, f"bn{i}")) for i in numbers]
+
+    def chain(self, decision: Decision) -> list[GatedConv]:
+        convs = [conv for conv, _ in self._conv_bns()]
+        masks: tuple[Mask | None, ...] = decision.masks or (None,) * (len(convs) - 1)
+        return list(zip(convs, (None, *masks), (*masks, None), strict=True))
+
+    def shortcut_convs(self) -> list[nn.Conv2d]:
+        modules = () if self.downsample is None else self.downsample.modules()
+        return [module for module in modules if isinstance(module, nn.Conv2d)]
+
+    def _sources(self) -> tuple[Tensor | None, ...]:
+        layers = self._conv_bns()
+        return tuple(t for conv, bn in layers for t in (conv.weight, bn.weight, bn.running_var))
+
+    def _prepare(self) -> PreparedResidual:
+        layers, projection = self._conv_bns(), _conv_bn(self.downsample)
+        stride = layers[self.strided][0].stride
+        fused = stride[0] == stride[1]
+        for i, (conv, _) in enumerate(layers):
+            fused = fused and _is_plain(conv, self.kernels[i], stride if i == self.strided else (1, 1))
+        if projection is not None:
+            fused = fused and _is_plain(projection[0], 1, stride)
+        else:
+            fused = fused and self.downsample is None
+        return PreparedResidual(
+            tuple(PreparedConv.of(conv, bn) for conv, bn in layers),
+            None if projection is None else PreparedConv.of(*projection),
+            stride[0],
+            fused,
+        )
+
+    def forward(self, x: Tensor, decision: Decision | None = None) -> Tensor:
+        """x: float[N, C_in, H, W] -> float[N, C, H', W']; decision None asks the model's gates."""
+        if decision is None:
+            decision = current_pass(self.site.name).decide(self, x)
+        elif len(decision.masks) not in (0, len(self.site.interior)):
+            expected = f"none or one for each interior tensor ({len(self.site.interior)})"
+            raise ValueError(f"{type(self).__name__}: got {len(decision.masks)} masks, expected {expected}")
+        if runs_sparse(x, self, decision):
+            return self._forward_sparse(x, decision)
+        return self._forward_dense(x, decision)
+
+    def _forward_dense(self, x: Tensor, decision: Decision) -> Tensor:
+        *inner, (last_conv, last_bn) = self._conv_bns()
+        y = x
+        for i, (conv, bn) in enumerate(inner):
+            y = F.relu(bn(conv(y)))
+            if decision.masks:
+                y = y * decision.masks[i].weights(y.shape[1]).to(y.dtype)[:, :, None, None]
+        y = last_bn(last_conv(y))
+        if decision.keep_scale is not None:
+            y = y * decision.keep_scale[:, None, None, None]
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return mix_kept(F.relu(y + shortcut), x, decision)
+
+    def _forward_sparse(self, x: Tensor, decision: Decision) -> Tensor:
+        if x.is_cpu and x.shape[0] == 1 and decision.keep is not None and not decision.keep.item():
+            return x  # what an operator would have to copy
+        prepared: PreparedResidual = self.prepared()
+        if x.is_cpu and prepared.fused:
+            return self._run_fused(x, decision, prepared)
+        if decision.keep is None:
+            return self._run(x, decision, prepared)
+        index = decision.keep.nonzero().flatten()
+        if index.numel() == 0:
+            return x
+        if index.numel() == x.shape[0]:
+            return self._run(x, decision, prepared)
+        rows = self._run(gather_samples(x, index), decision.select(index), prepared)
+        return scatter_samples(x, rows, index)
+
+    def _run_fused(self, x: Tensor, decision: Decision, prepared: PreparedResidual) -> Tensor:
+        """All samples through one operator, which copies the skipped ones."""
+        raise NotImplementedError
+
+    def _run(self, x: Tensor, decision: Decision, prepared: PreparedResidual) -> Tensor:
+        """The kept samples through one convolution after the other, closed channels skipped."""
+        masks: tuple[Mask | None, ...] = decision.masks or (None,) * (len(prepared.convs) - 1)
+        *inner, last = prepared.convs
+        h, before = x, None
+        for conv, mask in zip(inner, masks, strict=True):
+            h = conv(h, activation="relu", **_input_gating(before), **_output_gating(mask))
+            before = mask
+        if prepared.shortcut is not None:
+            shortcut = prepared.shortcut(x)
+        else:
+            shortcut = x if self.downsample is None else self.downsample(x)
+        keep_scale = decision.keep_scale
+        return last(
+            h,
+            **_input_gating(before),
+            scale=None if keep_scale is None else keep_scale[:, None],
+            out_group_size=1 if keep_scale is None else last.weight.shape[0],
+            residual=shortcut,
+            activation="relu",
+        )
+
+
+def _input_gating(mask: Mask | None) -> dict[str, Any]:
+    return {} if mask is None else {"in_mask": mask.open, "in_group_size": mask.group_size}
+
+
+def _output_gating(mask: Mask | None) -> dict[str, Any]:
+    if mask is None:
+        return {}
+    return {"out_mask": mask.open, "scale": mask.scale, "out_group_size": mask.group_size}
