@@ -16,6 +16,7 @@ struct BlockRoom {
   using Cell = typename Types<T>::Cell;
   using Acc = typename Types<T>::Acc;
 
+  BlockRoom() = default;
   BlockRoom(const Conv2dShape& s, Arena& arena) {
     const int64_t strips = micro<T>().max_strips, slack = 2 * kLanes * strips;
     const int64_t cells = ceil_div(s.group_ci(), Types<T>::kPack);

@@ -3,8 +3,10 @@
 // the next piece when they are done with their last, because the cost of samples differs.
 #include "conv_chain.h"
 
+#include <algorithm>
 #include <atomic>
-#include <vector>
+#include <new>
+#include <optional>
 
 #include "gated_conv2d_sample.h"
 
@@ -48,39 +50,54 @@ struct Piece {
   ConvPlan<T> plan[kMaxChain];  // of each convolution
 };
 
+// What a task works in, by convolution. They use the same memory one after the other.
+template <class T>
+struct TaskRoom {
+  TaskRoom(const ConvChain<T>& chain, Arena& arena) {
+    int64_t most = 0;
+    for (int c = 0; c < chain.count; ++c) {
+      Arena piece = arena;
+      block[c] = BlockRoom<T>(chain.conv[c].shape, piece);
+      most = std::max(most, piece.used() - arena.used());
+    }
+    arena.take<char>(most);
+  }
+
+  BlockRoom<T> block[kMaxChain];
+};
+
 // What the tasks of one call work in.
 template <class T>
 struct Rooms {
   Rooms(const ConvChain<T>& chain, int64_t tasks, void* workspace) {
     Arena arena(workspace);
     const Conv2dShape& first = chain.conv[0].shape;
-    const int64_t count = std::min(tasks, first.n * first.groups);
-    pieces.reserve(static_cast<size_t>(count));
-    blocks.reserve(static_cast<size_t>(tasks));
-    for (int64_t i = 0; i < count; ++i) pieces.emplace_back(chain, arena);
-    for (int64_t i = 0; i < tasks; ++i) {
-      // The convolutions of a chain use the room one after the other: the largest is enough.
-      int64_t most = 0;
-      for (int c = 0; c < chain.count; ++c) {
-        Arena size(nullptr);
-        BlockRoom<T>(chain.conv[c].shape, size);
-        most = std::max(most, size.used());
-      }
-      blocks.push_back(arena.take<char>(most));
-    }
+    order = arena.take<int64_t>(first.n);
+    pieces = make<Piece<T>>(chain, std::min(tasks, first.n * first.groups), arena);
+    tasks_ = make<TaskRoom<T>>(chain, tasks, arena);
     bytes = arena.used();
   }
 
-  std::vector<Piece<T>> pieces;
-  std::vector<char*> blocks;
-  int64_t bytes;
-};
+  const BlockRoom<T>& block(int64_t task, int conv) const { return tasks_[task].block[conv]; }
 
-template <class T>
-BlockRoom<T> block_room(const Conv2dShape& shape, char* memory) {
-  Arena arena(memory);
-  return BlockRoom<T>(shape, arena);
-}
+  int64_t* order;  // [n], the samples to run
+  Piece<T>* pieces;
+  int64_t bytes;
+
+ private:
+  // So many of one kind and what they point to; only measured without a workspace.
+  template <class Room>
+  static Room* make(const ConvChain<T>& chain, int64_t count, Arena& arena) {
+    Room* rooms = arena.take<Room>(count);
+    for (int64_t i = 0; i < count; ++i) {
+      const Room room(chain, arena);
+      if (rooms != nullptr) new (rooms + i) Room(room);
+    }
+    return rooms;
+  }
+
+  TaskRoom<T>* tasks_;
+};
 
 // Calls body(task, item) for every item.
 template <class Body>
@@ -109,42 +126,44 @@ int compare_masks(const ConvChain<T>& chain, int64_t a, int64_t b) {
 }
 
 // The samples to run, those with equal masks next to each other: a task that meets them in a row
-// lists channels and compresses weights once.
+// lists channels and compresses weights once. Returns how many.
 template <class T>
-std::vector<int64_t> kept_samples(const ConvChain<T>& chain) {
-  std::vector<int64_t> order;
-  order.reserve(static_cast<size_t>(chain.conv[0].shape.n));
+int64_t list_kept_samples(const ConvChain<T>& chain, int64_t* order) {
+  int64_t count = 0;
   for (int64_t n = 0; n < chain.conv[0].shape.n; ++n) {
     if (chain.keep == nullptr || chain.keep[n] != 0) {
-      order.push_back(n);
+      order[count++] = n;
     } else if (chain.finish) {
       chain.finish(n, false);
     }
   }
-  if (order.size() < 2) return order;
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return compare_masks(chain, a, b) < 0; });
-  return order;
+  // Not std::stable_sort, which asks the heap for a buffer.
+  std::sort(order, order + count, [&](int64_t a, int64_t b) {
+    const int masks = compare_masks(chain, a, b);
+    return masks != 0 ? masks < 0 : a < b;
+  });
+  return count;
 }
 
 // The convolutions of a chain, bound to its arguments.
 template <class T>
 struct Convs {
   Convs(const ConvChain<T>& chain, int64_t min_blocks) {
-    planner.reserve(static_cast<size_t>(chain.count));
-    for (int c = 0; c < chain.count; ++c) planner.emplace_back(chain.conv[c], min_blocks);
-    for (int c = 0; c < chain.count; ++c) conv.emplace_back(chain.conv[c], planner[c]);
+    for (int c = 0; c < chain.count; ++c) {
+      planner[c].emplace(chain.conv[c], min_blocks);
+      conv[c].emplace(chain.conv[c], *planner[c]);
+    }
   }
 
-  std::vector<ConvPlanner<T>> planner;
-  std::vector<SampleConv<T>> conv;
+  std::optional<ConvPlanner<T>> planner[kMaxChain];
+  std::optional<SampleConv<T>> conv[kMaxChain];
 };
 
 template <class T>
-void over_samples(const ConvChain<T>& chain, const std::vector<int64_t>& order, int64_t tasks,
-                  const ParallelFor& parallel_for, Rooms<T>& rooms) {
+void over_samples(const ConvChain<T>& chain, int64_t n, int64_t tasks,
+                  const ParallelFor& parallel_for, const Rooms<T>& rooms) {
   const Convs<T> convs(chain, 1);
-  const int64_t n = static_cast<int64_t>(order.size()), items = n * chain.conv[0].shape.groups;
+  const int64_t items = n * chain.conv[0].shape.groups, *order = rooms.order;
   share(tasks, items, parallel_for, [&](int64_t task, int64_t item) {
     const int64_t sample = order[item % n];
     // What this task will likely take next: past the last item, a block that does not exist.
@@ -153,13 +172,13 @@ void over_samples(const ConvChain<T>& chain, const std::vector<int64_t>& order, 
     for (int c = 0; c < chain.count; ++c) {
       ConvPlan<T>& plan = rooms.pieces[task].plan[c];
       if (c > 0) plan.from_stride = rooms.pieces[task].plan[c - 1].to_stride;
-      convs.planner[c].plan(plan, sample, item / n);
-      const BlockRoom<T> room = block_room<T>(chain.conv[c].shape, rooms.blocks[task]);
+      convs.planner[c]->plan(plan, sample, item / n);
       for (int64_t i = 0; i < plan.blocks; ++i) {
         const bool last = more && c + 1 == chain.count && i + 1 == plan.blocks;
-        const Upcoming<T> next = last ? convs.conv[0].upcoming(rooms.pieces[task].plan[0], later, 0)
-                                      : convs.conv[c].upcoming(plan, sample, i + 1);
-        convs.conv[c].run_block(plan, i, next, room);
+        const Upcoming<T> next = last
+                                     ? convs.conv[0]->upcoming(rooms.pieces[task].plan[0], later, 0)
+                                     : convs.conv[c]->upcoming(plan, sample, i + 1);
+        convs.conv[c]->run_block(plan, i, next, rooms.block(task, c));
         plan.ready = true;
       }
     }
@@ -169,16 +188,16 @@ void over_samples(const ConvChain<T>& chain, const std::vector<int64_t>& order, 
 
 // Fewer pieces than tasks: the panels, then the row blocks, of all pieces are shared out.
 template <class T>
-void over_rows(const ConvChain<T>& chain, const std::vector<int64_t>& order, int64_t tasks,
-               const ParallelFor& parallel_for, Rooms<T>& rooms) {
-  const int64_t n = static_cast<int64_t>(order.size()), pieces = n * chain.conv[0].shape.groups;
+void over_rows(const ConvChain<T>& chain, int64_t n, int64_t tasks, const ParallelFor& parallel_for,
+               const Rooms<T>& rooms) {
+  const int64_t pieces = n * chain.conv[0].shape.groups, *order = rooms.order;
   const Convs<T> convs(chain, ceil_div(tasks, pieces));
   for (int c = 0; c < chain.count; ++c) {
     int64_t panels = 0, blocks = 0;
     for (int64_t i = 0; i < pieces; ++i) {
       ConvPlan<T>& plan = rooms.pieces[i].plan[c];
       if (c > 0) plan.from_stride = rooms.pieces[i].plan[c - 1].to_stride;
-      convs.planner[c].plan(plan, order[i % n], i / n);
+      convs.planner[c]->plan(plan, order[i % n], i / n);
       if (!plan.ready) panels = std::max(panels, plan.n_panels);
       blocks = std::max(blocks, plan.blocks);
     }
@@ -186,16 +205,15 @@ void over_rows(const ConvChain<T>& chain, const std::vector<int64_t>& order, int
       share(tasks, pieces * panels, parallel_for, [&](int64_t, int64_t item) {
         const ConvPlan<T>& plan = rooms.pieces[item / panels].plan[c];
         const int64_t panel = item % panels;
-        if (!plan.ready && panel < plan.n_panels) convs.planner[c].ready_panel(plan, panel);
+        if (!plan.ready && panel < plan.n_panels) convs.planner[c]->ready_panel(plan, panel);
       });
     }
     for (int64_t i = 0; i < pieces; ++i) rooms.pieces[i].plan[c].ready = true;
     share(tasks, pieces * blocks, parallel_for, [&](int64_t task, int64_t item) {
       const ConvPlan<T>& plan = rooms.pieces[item / blocks].plan[c];
       if (item % blocks >= plan.blocks) return;
-      const Upcoming<T> next = convs.conv[c].upcoming(plan, plan.sample, item % blocks + tasks);
-      const BlockRoom<T> room = block_room<T>(chain.conv[c].shape, rooms.blocks[task]);
-      convs.conv[c].run_block(plan, item % blocks, next, room);
+      const Upcoming<T> next = convs.conv[c]->upcoming(plan, plan.sample, item % blocks + tasks);
+      convs.conv[c]->run_block(plan, item % blocks, next, rooms.block(task, c));
     });
   }
   if (!chain.finish) return;
@@ -207,7 +225,7 @@ void over_rows(const ConvChain<T>& chain, const std::vector<int64_t>& order, int
 template <class T>
 int64_t conv_chain_workspace_bytes(const ConvChain<T>& chain, int64_t threads) {
   // In floating point first: sizes near the limits of int64_t must not wrap around.
-  double numel = 0;
+  double numel = static_cast<double>(chain.conv[0].shape.n);
   for (int c = 0; c < chain.count; ++c) {
     const Conv2dShape& s = chain.conv[c].shape;
     const double width = s.w + 2.0 * s.pad_w, co = s.co + kLanes;
@@ -222,15 +240,14 @@ int64_t conv_chain_workspace_bytes(const ConvChain<T>& chain, int64_t threads) {
 template <class T>
 void conv_chain(const ConvChain<T>& chain, int64_t threads, const ParallelFor& parallel_for,
                 void* workspace) {
-  const std::vector<int64_t> order = kept_samples(chain);
-  if (order.empty()) return;
   const int64_t tasks = task_count(chain, threads);
-  Rooms<T> rooms(chain, tasks, workspace);
-  const int64_t pieces = static_cast<int64_t>(order.size()) * chain.conv[0].shape.groups;
-  if (pieces >= tasks) {
-    over_samples(chain, order, tasks, parallel_for, rooms);
+  const Rooms<T> rooms(chain, tasks, workspace);
+  const int64_t n = list_kept_samples(chain, rooms.order);
+  if (n == 0) return;
+  if (n * chain.conv[0].shape.groups >= tasks) {
+    over_samples(chain, n, tasks, parallel_for, rooms);
   } else {
-    over_rows(chain, order, tasks, parallel_for, rooms);
+    over_rows(chain, n, tasks, parallel_for, rooms);
   }
 }
 

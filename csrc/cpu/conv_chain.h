@@ -3,8 +3,6 @@
 // chain before its task takes the next.
 #pragma once
 
-#include <functional>
-
 #include "gated_conv2d.h"
 
 namespace ddi {
@@ -20,7 +18,7 @@ struct ConvChain {
   const uint8_t* keep = nullptr;  // [n], the samples to run; nullptr: all
   // Called once for every sample, with no two calls for a sample at a time: after the chain, or
   // instead of it where keep is 0.
-  std::function<void(int64_t sample, bool kept)> finish;
+  FunctionRef<void(int64_t sample, bool kept)> finish;
 };
 
 // As for gated_conv2d; reads only shapes, the interior flags and halos.

@@ -58,7 +58,7 @@ void gated_block(const GatedBlock<T>& block, int64_t threads, const ParallelFor&
   ConvChain<T> chain = make_chain(block);
   const Conv2dShape& s = block.branch[block.depth - 1].shape;
   const int64_t h = s.out_h(), w = s.out_w(), channels = s.co;
-  chain.finish = [&](int64_t n, bool kept) {
+  const auto finish = [&](int64_t n, bool kept) {
     const int64_t numel = channels * h * w;
     if (!kept) std::copy_n(block.x + n * numel, numel, block.y + n * numel);
     if (block.pooled == nullptr) return;
@@ -70,6 +70,7 @@ void gated_block(const GatedBlock<T>& block, int64_t threads, const ParallelFor&
                   block.pooled + n * channels);
     }
   };
+  chain.finish = finish;
   conv_chain(chain, threads, parallel_for, workspace);
 }
 

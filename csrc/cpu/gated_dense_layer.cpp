@@ -2,7 +2,6 @@
 #include "gated_dense_layer.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "arena.h"
 #include "pool_sample.h"
@@ -24,15 +23,14 @@ ConvChain<T> make_chain(const GatedDenseLayer<T>& layer) {
   return chain;
 }
 
-// Whether a sample opens any new channel, for all samples.
+// any[n]: whether a sample opens any new channel. Only where the layer has bits for them.
 template <class T>
-std::vector<uint8_t> samples_with_outputs(const GatedConv2d<T>& conv) {
-  const int64_t n = conv.shape.n, groups = ceil_div(conv.shape.co, conv.out_group_size);
-  std::vector<uint8_t> any(static_cast<size_t>(n), conv.out_open == nullptr);
-  for (int64_t i = 0; conv.out_open != nullptr && i < n * groups; ++i) {
-    if (conv.out_open[i] != 0) any[static_cast<size_t>(i / groups)] = 1;
+void find_samples_with_outputs(const GatedConv2d<T>& conv, uint8_t* any) {
+  const int64_t groups = ceil_div(conv.shape.co, conv.out_group_size);
+  const uint8_t* open = conv.out_open;
+  for (int64_t n = 0; n < conv.shape.n; ++n, open += groups) {
+    any[n] = std::any_of(open, open + groups, [](uint8_t bit) { return bit != 0; });
   }
-  return any;
 }
 
 // The means of one sample's new channels. Of a tensor whose closed channels are left alone, those
@@ -58,22 +56,30 @@ void pool(const GatedDenseLayer<T>& layer, int64_t sample, bool kept) {
 
 template <class T>
 int64_t gated_dense_layer_workspace_bytes(const GatedDenseLayer<T>& layer, int64_t threads) {
-  return conv_chain_workspace_bytes(make_chain(layer), threads);
+  const int64_t chain = conv_chain_workspace_bytes(make_chain(layer), threads);
+  Arena arena(nullptr);
+  arena.take<uint8_t>(layer.conv2.shape.n);
+  return chain < 0 ? chain : arena.used() + chain;
 }
 
 template <class T>
 void gated_dense_layer(const GatedDenseLayer<T>& layer, int64_t threads,
                        const ParallelFor& parallel_for, void* workspace) {
-  const std::vector<uint8_t> keep = samples_with_outputs(layer.conv2);
+  Arena arena(workspace);
+  uint8_t* keep = arena.take<uint8_t>(layer.conv2.shape.n);
   ConvChain<T> chain = make_chain(layer);
-  chain.keep = keep.data();
-  chain.finish = [&](int64_t sample, bool kept) {
+  if (layer.conv2.out_open != nullptr) {
+    find_samples_with_outputs(layer.conv2, keep);
+    chain.keep = keep;
+  }
+  const auto finish = [&](int64_t sample, bool kept) {
     const GatedConv2d<T>& conv = layer.conv2;
     const int64_t numel = conv.out_sample_stride();
     if (!kept && !conv.leave_closed) std::fill_n(conv.y + sample * numel, numel, T(0));
     if (layer.pooled != nullptr) pool(layer, sample, kept);
   };
-  conv_chain(chain, threads, parallel_for, workspace);
+  chain.finish = finish;
+  conv_chain(chain, threads, parallel_for, static_cast<char*>(workspace) + arena.used());
 }
 
 template int64_t gated_dense_layer_workspace_bytes<float>(const GatedDenseLayer<float>&, int64_t);

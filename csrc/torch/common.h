@@ -138,7 +138,7 @@ inline Tensor new_tensor(Sizes sizes, ScalarType dtype,
 }
 
 // torch's thread pool as the drivers take it.
-inline void parallel_tasks(int64_t tasks, const std::function<void(int64_t)>& body) {
+inline void parallel_tasks(int64_t tasks, Task body) {
   if (tasks == 1) {
     body(0);
     return;

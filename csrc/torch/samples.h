@@ -42,7 +42,7 @@ inline int64_t sample_bytes(const Tensor& x) {
 }
 
 // Threads for memcpy of rows: torch gives each at least four, since small copies are quick.
-inline void copy_tasks(int64_t tasks, const std::function<void(int64_t)>& body) {
+inline void copy_tasks(int64_t tasks, Task body) {
   torch::stable::parallel_for(0, tasks, 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) body(i);
   });

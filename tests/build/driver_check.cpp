@@ -67,11 +67,11 @@ std::vector<uint8_t> random_mask(int64_t count) {
   return mask;
 }
 
-void serial(int64_t tasks, const std::function<void(int64_t)>& body) {
+void serial(int64_t tasks, ddi::Task body) {
   for (int64_t i = 0; i < tasks; ++i) body(i);
 }
 
-void threaded(int64_t tasks, const std::function<void(int64_t)>& body) {
+void threaded(int64_t tasks, ddi::Task body) {
   std::vector<std::thread> threads;
   for (int64_t i = 0; i < tasks; ++i) threads.emplace_back(body, i);
   for (std::thread& t : threads) t.join();
