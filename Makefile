@@ -8,7 +8,7 @@ GPU_PYTHON ?= python3
 # Kernels are checked on one thread and two; more threads than cores only add noise.
 PYTEST := $(BIN)/python -m pytest --durations=10
 
-.PHONY: demo test test-all lint format clean wheel bench sanitize check-kernels check-gpu
+.PHONY: demo test test-all lint format clean wheel bench sanitize check-kernels check-gpu engine
 
 demo: .venv/built
 	$(BIN)/ddi demo --out out/demo
@@ -69,6 +69,25 @@ check-gpu:
 	  else echo "check-gpu: compute-sanitizer is not installed"; fi; \
 	  timeout 210 $(GPU_PYTHON) -m bench.gpu --budget 150 --json out/gpu.jsonl; \
 	else echo "check-gpu: no CUDA GPU is visible, nothing was run on one"; fi
+
+# The engine alone, for C and the shell: no Python, no torch. CXX=aarch64-linux-gnu-g++ cross-compiles.
+ENGINE_DIR := build/engine/$(notdir $(CXX))
+ENGINE_FLAGS := -O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -ffunction-sections -Icsrc/cpu
+ENGINE_CLI := csrc/engine/ddi_run.cpp csrc/engine/npy.cpp
+ENGINE_LIB := $(filter-out $(ENGINE_CLI),$(wildcard csrc/cpu/*.cpp csrc/engine/*.cpp))
+ENGINE_OBJECTS := $(ENGINE_LIB:csrc/%.cpp=$(ENGINE_DIR)/%.o)
+
+engine: $(ENGINE_DIR)/libddi.so $(ENGINE_DIR)/ddi_run
+
+$(ENGINE_DIR)/%.o: csrc/%.cpp $(wildcard csrc/cpu/*.h csrc/engine/*.h)
+	@mkdir -p $(@D)
+	$(CXX) $(ENGINE_FLAGS) $(CXXFLAGS) -c $< -o $@
+
+$(ENGINE_DIR)/libddi.so: $(ENGINE_OBJECTS)
+	$(CXX) -shared -s -Wl,--gc-sections $(LDFLAGS) $^ -pthread -o $@
+
+$(ENGINE_DIR)/ddi_run: $(ENGINE_CLI:csrc/%.cpp=$(ENGINE_DIR)/%.o) $(ENGINE_DIR)/libddi.so
+	$(CXX) -s $(LDFLAGS) $^ -Wl,-rpath,'$$ORIGIN' -o $@
 
 wheel: .venv/built
 	$(BIN)/python -m build --no-isolation

@@ -1,4 +1,4 @@
-"""Builds the compiled operators, ddi_kernels._C and ._C_cuda, and records how that went.
+"""Builds the compiled operators, ddi_kernels._C and ._C_cuda, and the engine, ._engine; records how that went.
 
 Environment:
     DDI_BUILD: "cpu" builds the CPU operators; "auto" (default) the CUDA ones too, if nvcc is there
@@ -45,13 +45,29 @@ except ImportError as error:
     FLAGS.clear()
 
 
-def extension() -> Extension:
-    sources = sorted(glob.glob("csrc/cpu/*.cpp") + glob.glob("csrc/torch/*.cpp"))
+CPU_SOURCES = sorted(glob.glob("csrc/cpu/*.cpp"))
+ENGINE_CLI = {"csrc/engine/ddi_run.cpp", "csrc/engine/npy.cpp"}
+
+
+def extensions() -> list[Extension]:
+    """The operators, and the engine, which links the drivers as they were compiled for the operators."""
     headers = sorted(glob.glob("csrc/*/*.h"))
-    options = {"depends": headers, "py_limited_api": True}
+    sources = CPU_SOURCES + sorted(glob.glob("csrc/torch/*.cpp"))
+    engine = sorted(set(glob.glob("csrc/engine/*.cpp") + glob.glob("csrc/bindings/*.cpp")) - ENGINE_CLI)
     if cpp_extension is None:
-        return Extension("ddi_kernels._C", sources, **options)
-    return cpp_extension.CppExtension("ddi_kernels._C", sources, extra_compile_args=FLAGS, **options)
+        return [Extension("ddi_kernels._C", sources), Extension("ddi_kernels._engine", engine)]
+    options = {"depends": headers, "extra_compile_args": FLAGS}
+    return [
+        cpp_extension.CppExtension("ddi_kernels._C", sources, py_limited_api=True, **options),
+        # Of torch only pybind11, which it ships.
+        Extension(
+            "ddi_kernels._engine",
+            engine,
+            include_dirs=[f"{ROOT}/csrc/cpu", f"{ROOT}/csrc/engine", *cpp_extension.include_paths()],
+            language="c++",
+            **options,
+        ),
+    ]
 
 
 @contextmanager
@@ -104,6 +120,11 @@ class BuildExt(cpp_extension.BuildExtension if cpp_extension else PlainBuildExt)
             return "\n".join([*output[-20:], str(error)])
         return ""
 
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name == "ddi_kernels._engine":
+            ext.extra_objects = [str(Path(self.build_temp, s).with_suffix(".o")) for s in CPU_SOURCES]
+        super().build_extension(ext)
+
     def compile_cuda(self, cpu_reason: str, package: Path) -> str:
         """Builds the CUDA operators where asked to; returns why there are none, or an empty string."""
         if cpu_reason or MODE == "cpu":
@@ -118,7 +139,7 @@ class BuildExt(cpp_extension.BuildExtension if cpp_extension else PlainBuildExt)
 
     def record(self, reason: str, cuda_reason: str, package: Path) -> None:
         package.mkdir(parents=True, exist_ok=True)
-        for failed, pattern in ((reason, "_C.*so"), (cuda_reason, "_C_cuda.*so")):
+        for failed, pattern in ((reason, "_C.*so"), (reason, "_engine.*so"), (cuda_reason, "_C_cuda.*so")):
             for stale in package.glob(pattern) if failed else ():
                 stale.unlink()
         compiler = getattr(getattr(self, "compiler", None), "compiler_cxx", None) or []
@@ -141,7 +162,6 @@ def packages() -> list[str]:
 setup(
     packages=packages(),
     package_dir={"ddi_kernels": "ddi_kernels", "ddi": "python/ddi"},
-    ext_modules=[extension()],
+    ext_modules=extensions(),
     cmdclass={"build_ext": BuildExt},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -60,7 +60,9 @@ void gated_block(const GatedBlock<T>& block, int64_t threads, const ParallelFor&
   const int64_t h = s.out_h(), w = s.out_w(), channels = s.co;
   const auto finish = [&](int64_t n, bool kept) {
     const int64_t numel = channels * h * w;
-    if (!kept) std::copy_n(block.x + n * numel, numel, block.y + n * numel);
+    if (!kept && block.x != block.y) {
+      std::copy_n(block.x + n * numel, numel, block.y + n * numel);
+    }
     if (block.pooled == nullptr) return;
     if (!kept && block.x_pooled != nullptr) {
       std::copy_n(block.x_pooled + n * channels, channels, block.pooled + n * channels);

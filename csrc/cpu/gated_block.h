@@ -21,7 +21,7 @@ struct GatedBlock {
   const uint8_t* keep;    // [n] or nullptr; only without a shortcut convolution
   const Acc* keep_scale;  // [n] or nullptr
   bool channels_last;     // of y
-  T* y;
+  T* y;  // may be x, without a shortcut convolution: skipped samples are then not touched at all
   Acc* pooled;          // [n][co] means of y over the pixels, or nullptr
   const Acc* x_pooled;  // [n][ci] or nullptr: the means of skipped samples
 };

@@ -1,6 +1,6 @@
 """Dual dynamic inference: per-sample channel gating and layer skipping whose savings are wall-clock.
 
-The framework: gates, gated modules, backbones, conversion, training. The operators are in `ddi_kernels`.
+The framework: gates, gated modules, backbones, conversion, training, freezing. The operators are in `ddi_kernels`.
 """
 
 from . import data
@@ -9,6 +9,7 @@ from .checkpoint import load_model, save_model
 from .convert import convert_, revert_
 from .cost import count_macs, latency
 from .decision import Decision, Mask
+from .freeze import FreezeError, freeze
 from .gates import DDIConfig
 from .losses import budget_loss
 from .nn import GatedBasicBlock, GatedBottleneck, GatedConv2d, LayerSkip, prepare_
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DDIConfig",
     "Decision",
+    "FreezeError",
     "GatedBasicBlock",
     "GatedBottleneck",
     "GatedConv2d",
@@ -28,9 +30,10 @@ __all__ = [
     "budget_loss",
     "convert_",
     "count_macs",
-    "latency",
     "create_model",
     "data",
+    "freeze",
+    "latency",
     "list_models",
     "load_model",
     "prepare_",

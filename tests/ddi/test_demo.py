@@ -182,7 +182,7 @@ def test_timing_pool_costs_what_the_split_costs():
 
 def test_sweep_restores_the_threshold_after_an_error(monkeypatch):
     model = mixed_model()
-    before = model.ddi_gates._threshold_logit
+    before = model.ddi_gates.threshold_logit
 
     def broken(*args, **kwargs):
         raise RuntimeError("no")
@@ -191,7 +191,7 @@ def test_sweep_restores_the_threshold_after_an_error(monkeypatch):
     data = get_dataset("digits32")
     with pytest.raises(RuntimeError, match="no"):
         demo.sweep_thresholds(model, data, data.test(), None)
-    assert model.ddi_gates._threshold_logit == before
+    assert model.ddi_gates.threshold_logit == before
 
 
 def test_pretrained_lies_in_the_package():

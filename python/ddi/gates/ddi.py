@@ -104,14 +104,14 @@ class DDIGates(nn.Module):
         if not 0.0 < threshold < 1.0:
             raise ValueError(f"set_threshold: threshold must lie in (0, 1), got {threshold!r}")
         # p > threshold is logit > this, without a sigmoid at inference.
-        self._threshold_logit = math.log(threshold / (1.0 - threshold))
+        self.threshold_logit = math.log(threshold / (1.0 - threshold))
 
     def initial_state(self, x: Tensor) -> LSTMState:
         zeros = x.new_zeros(x.shape[0], self.config.hidden)
         return zeros, zeros
 
-    def _weights(self, site: GateSite) -> dict[str, list[Tensor]]:
-        """The site's weights as `gate_plan` takes them; looked up once, since module attributes are slow."""
+    def weights(self, site: GateSite) -> dict[str, list[Tensor]]:
+        """A site's weights as `gate_plan` takes them; looked up once, since module attributes are slow."""
         if site.name not in self._lists:
             lists: dict[str, list[Tensor]] = {"layer": [], "channel": []}
             lists["lstm"] = [*self.project[str(site.in_channels)].parameters(), *self.lstm.parameters()]
@@ -131,18 +131,18 @@ class DDIGates(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def decide(self, site: GateSite, x: Tensor, state: LSTMState) -> tuple[Decision, LSTMState]:
-        weights = self._weights(site)
+        weights = self.weights(site)
         skippable = bool(weights["layer"])
         h, c = state
         if not torch.is_grad_enabled():
-            keep, open, h, c = gate_plan(x, h, c, **weights, threshold=self._threshold_logit)
+            keep, open, h, c = gate_plan(x, h, c, **weights, threshold=self.threshold_logit)
             return Decision(keep=keep if skippable else None, masks=self._masks(site, open, None)), (h, c)
         logit, logits, h, c = gate_logits(x, h, c, **weights)
-        keep_bits = None if logit is None else logit > self._threshold_logit
+        keep_bits = None if logit is None else logit > self.threshold_logit
         keep_soft = None if logit is None else torch.sigmoid(logit)
         masks: tuple[Mask, ...] = ()
         if logits is not None:
-            masks = self._masks(site, logits > self._threshold_logit, torch.sigmoid(logits))
+            masks = self._masks(site, logits > self.threshold_logit, torch.sigmoid(logits))
         return Decision(keep=keep_bits, masks=masks, keep_soft=keep_soft), (h, c)
 
     def _masks(self, site: GateSite, bits: Tensor, soft: Tensor | None) -> tuple[Mask, ...]:

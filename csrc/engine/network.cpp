@@ -1,0 +1,86 @@
+#include "network.h"
+
+#include <algorithm>
+
+namespace ddi::engine {
+
+Network::Network(const std::vector<uint8_t>& plan) {
+  const PlanFile file(plan);
+  Words words = file.graph_words(graph_);
+  if (file.type() == PlanType::kInt8) words.fail("is of int8, which this build does not run");
+  read_graph(file, words, graph_);
+  metadata_ = words.name();
+  input_ = words.value(Kind::kImage, -1, "input");
+  if (graph_.values[input_].channels != input().channels) words.fail("has a part for its input");
+  trunk_ = read_steps(words);
+  read_exits(words);
+  words.done();
+  settle_input();
+  for (const auto& op : trunk_) decision_bytes_ += op->decision_bytes();
+}
+
+Steps Network::read_steps(Words& words) {
+  Steps steps;
+  const int64_t count = words.integer(0, kMaxCount, "number of steps");
+  for (int64_t i = 0; i < count; ++i) {
+    const auto code = static_cast<OpCode>(words.integer(0, INT32_MAX, "kind of step"));
+    const std::string& name = words.name();
+    const int64_t length = words.integer(0, words.left(), "length of step");
+    Words part = words.part(length, "step " + std::to_string(i) + " (" + name.substr(0, 80) + ") ");
+    steps.push_back(read_op(code, part));
+    steps.back()->name = name;
+  }
+  return steps;
+}
+
+void Network::read_exits(Words& words) {
+  const int64_t count = words.integer(1, kMaxCount, "number of exits");
+  int64_t position = 0, trunk_macs = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    Exit exit;
+    exit.name = words.name();
+    const int64_t before = position;
+    const int64_t last = static_cast<int64_t>(trunk_.size());
+    position = words.integer(before, last, "position of an exit");
+    exit.position = position;
+    exit.steps = read_steps(words);
+    exit.output = words.value(Kind::kVector, -1, "output of an exit");
+    for (int64_t s = before; s < position; ++s) trunk_macs += trunk_[s]->dense_macs();
+    exit.worst_macs = trunk_macs;
+    for (const auto& op : exit.steps) exit.worst_macs += op->dense_macs();
+    exits_.push_back(std::move(exit));
+  }
+  if (position != static_cast<int64_t>(trunk_.size())) words.fail("has steps behind its last exit");
+  for (const Exit& exit : exits_) {
+    if (graph_.values[exit.output].channels != classes()) {
+      words.fail("has exits with different numbers of classes");
+    }
+    for (const auto& op : exit.steps) {
+      if (op->decision_bytes() != 0) words.fail("has a gate in an exit");
+    }
+  }
+}
+
+// The image need not be copied if all that read it are convolutions.
+void Network::settle_input() {
+  std::vector<Op*> readers;
+  bool all_strided = true;
+  const auto look = [&](const Steps& steps) {
+    for (const auto& op : steps) {
+      for (size_t i = 0; i < op->reads.size(); ++i) {
+        if (graph_.values[op->reads[i]].buffer != graph_.values[input_].buffer) continue;
+        all_strided &= i == 0 && op->takes_strided_image() && op->reads[0] == input_;
+        readers.push_back(op.get());
+      }
+      for (const int64_t value : op->writes) {
+        all_strided &= graph_.values[value].buffer != graph_.values[input_].buffer;
+      }
+    }
+  };
+  look(trunk_);
+  for (const Exit& exit : exits_) look(exit.steps);
+  strided_input_ = all_strided;
+  for (Op* op : readers) op->strided_image = all_strided;
+}
+
+}  // namespace ddi::engine

@@ -1,0 +1,55 @@
+// A frozen network, ready to run: steps with packed weights. Immutable, shared by any number of
+// sessions.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "op.h"
+#include "plan_file.h"
+
+namespace ddi::engine {
+
+using Steps = std::vector<std::unique_ptr<Op>>;
+
+// A classifier that may answer for the network: behind the first `position` steps of the trunk.
+struct Exit {
+  std::string name;
+  int64_t position;
+  Steps steps;
+  int64_t output;      // value
+  int64_t worst_macs;  // of one sample up to and with this exit, everything open
+};
+
+class Network {
+ public:
+  explicit Network(const std::vector<uint8_t>& plan);
+
+  const Graph& graph() const { return graph_; }
+  const Steps& trunk() const { return trunk_; }
+  const std::vector<Exit>& exits() const { return exits_; }
+  const Buffer& input() const { return graph_.buffer_of(input_); }
+  int64_t input_value() const { return input_; }
+  // Whether the image is read as it comes; else it is copied into its buffer first.
+  bool strided_input() const { return strided_input_; }
+  int64_t classes() const { return graph_.values[exits_.back().output].channels; }
+  // Bytes of all decisions of a sample.
+  int64_t decision_bytes() const { return decision_bytes_; }
+  const std::string& metadata() const { return metadata_; }
+
+ private:
+  Steps read_steps(Words& words);
+  void read_exits(Words& words);
+  void settle_input();
+
+  Graph graph_;
+  int64_t input_ = 0;
+  Steps trunk_;
+  std::vector<Exit> exits_;
+  bool strided_input_ = false;
+  int64_t decision_bytes_ = 0;
+  std::string metadata_;
+};
+
+}  // namespace ddi::engine

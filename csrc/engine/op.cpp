@@ -1,0 +1,43 @@
+#include "op.h"
+
+#include "conv_ops.h"
+#include "dtypes.h"
+#include "gate_ops.h"
+
+namespace ddi::engine {
+namespace {
+
+template <class T>
+std::unique_ptr<Op> read_typed(OpCode code, Words& words) {
+  switch (code) {
+    case OpCode::kConv2d:
+      return read_conv2d<T>(words);
+    case OpCode::kBlock:
+      return read_block<T>(words);
+    case OpCode::kGate:
+      return read_gate(words);
+    case OpCode::kMean:
+      return read_mean<T>(words);
+    case OpCode::kLinear:
+      return read_linear(words);
+    case OpCode::kOpenAll:
+      return read_open_all(words);
+    default:
+      words.fail("is of a kind that this build does not know");
+  }
+}
+
+}  // namespace
+
+int64_t Op::workspace_bytes(int64_t, int64_t) const { return 0; }
+int64_t Op::macs(const Frame&, int64_t) const { return dense_macs(); }
+
+std::unique_ptr<Op> read_op(OpCode code, Words& words) {
+  std::unique_ptr<Op> op = words.graph().type == PlanType::kBFloat16
+                               ? read_typed<bf16>(code, words)
+                               : read_typed<float>(code, words);
+  words.done();
+  return op;
+}
+
+}  // namespace ddi::engine

@@ -1,0 +1,254 @@
+#include "session.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <new>
+
+#include "arena.h"
+#include "dtypes.h"
+#include "memory_plan.h"
+
+namespace ddi::engine {
+namespace {
+
+constexpr int64_t kMaxMemory = int64_t{1} << 36;
+constexpr int64_t kMaxThreads = 1024;
+
+int64_t now_ns() {
+  using std::chrono::nanoseconds;
+  return std::chrono::duration_cast<nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+[[noreturn]] void refuse(const std::string& what) { throw RunError("run: " + what); }
+
+std::string number(int64_t v) { return std::to_string(v); }
+
+// The image as the steps read it, [n][h][w][c].
+template <class T>
+void copy_image(const Images& images, const Buffer& b, T* to) {
+  for (int64_t n = 0; n < images.n; ++n) {
+    for (int64_t y = 0; y < b.h; ++y) {
+      for (int64_t x = 0; x < b.w; ++x) {
+        const float* from =
+            images.data + n * images.stride[0] + y * images.stride[2] + x * images.stride[3];
+        for (int64_t c = 0; c < b.channels; ++c) round_to(from[c * images.stride[1]], to++);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void Session::Parallel::operator()(int64_t tasks, Task body) const {
+  if (pool != nullptr) return pool->run(tasks, body);
+  for (int64_t i = 0; i < tasks; ++i) body(i);
+}
+
+Session::Memory Session::allocate(int64_t bytes, const char* what) {
+  if (bytes < 0 || bytes > kMaxMemory) {
+    refuse(std::string(what) + " would need more than " + number(kMaxMemory >> 30) + " GiB");
+  }
+  const size_t size = static_cast<size_t>(std::max<int64_t>(bytes, 64));
+  char* data = static_cast<char*>(::operator new(size, std::align_val_t{64}));
+  std::memset(data, 0, size);
+  Memory memory;
+  memory.data = {data, [](char* p) { ::operator delete(p, std::align_val_t{64}); }};
+  memory.bytes = bytes;
+  return memory;
+}
+
+Session::Session(std::shared_ptr<const Network> network, int64_t max_batch, int64_t threads)
+    : network_(std::move(network)), max_batch_(max_batch), threads_(threads) {
+  if (max_batch < 1 || max_batch > kMaxSize) {
+    refuse("max_batch is " + number(max_batch) + "; expected 1 to " + number(kMaxSize));
+  }
+  if (threads < 1 || threads > kMaxThreads) {
+    refuse("threads is " + number(threads) + "; expected 1 to " + number(kMaxThreads));
+  }
+  const MemoryPlan plan = plan_memory(*network_, max_batch);
+  memory_ = allocate(plan.bytes, "this network at this batch size");
+  for (const int64_t offset : plan.offset) {
+    buffers_.push_back(offset < 0 ? nullptr : memory_.data.get() + offset);
+  }
+  workspace_ = allocate(most_workspace(), "a step of this network at this batch size");
+  const size_t steps = network_->trunk().size();
+  macs_.resize(static_cast<size_t>(max_batch));
+  decisions_.resize(static_cast<size_t>(max_batch * network_->decision_bytes()));
+  step_ms_.resize(steps);
+  int64_t at = 0;
+  for (const auto& op : network_->trunk()) {
+    decision_at_.push_back(at);
+    at += op->decision_bytes();
+  }
+  if (threads > 1) {
+    pool_ = std::make_unique<ThreadPool>(threads);
+    parallel_.pool = pool_.get();
+  }
+  measure();
+}
+
+int64_t Session::most_workspace() const {
+  int64_t most = 0;
+  const auto look = [&](const Steps& steps) {
+    for (const auto& op : steps) {
+      // The size for fewer samples may be larger: they are cut into smaller pieces.
+      for (const int64_t n : {int64_t{1}, std::min(threads_, max_batch_), max_batch_}) {
+        const int64_t bytes = op->workspace_bytes(n, threads_);
+        if (bytes < 0) refuse("step " + op->name + " is out of any machine's reach");
+        most = std::max(most, bytes);
+      }
+    }
+  };
+  look(network_->trunk());
+  for (const Exit& exit : network_->exits()) look(exit.steps);
+  return most;
+}
+
+Frame Session::frame(const Images& images) const {
+  const int64_t* s = images.stride;
+  return {network_->graph(), buffers_.data(),       images.n,    threads_,
+          parallel_,         workspace_.data.get(), images.data, {s[0], s[1], s[2], s[3]}};
+}
+
+double Session::elapsed_ms() const { return static_cast<double>(now_ns() - start_) * 1e-6; }
+
+void Session::run(const Images& images, float* logits, const RunOptions& options) {
+  if (images.n < 0 || images.n > max_batch_) {
+    refuse("the batch has " + number(images.n) + " images; this session takes up to " +
+           number(max_batch_) + ", open one with a larger max_batch");
+  }
+  start_ = now_ns();
+  const Exit& first = network_->exits().front();
+  if (options.max_macs >= 0 && first.worst_macs > options.max_macs) {
+    refuse("no exit fits into " + number(options.max_macs) + " MACs: the first may take " +
+           number(first.worst_macs));
+  }
+  const Frame f = frame(images);
+  begin(f);
+  if (images.n == 0) return;
+  if (!network_->strided_input()) {
+    const int64_t input = network_->input_value();
+    if (network_->graph().type == PlanType::kBFloat16) {
+      copy_image(images, network_->input(), f.at<bf16>(input));
+    } else {
+      copy_image(images, network_->input(), f.at<float>(input));
+    }
+  }
+  const int64_t steps = static_cast<int64_t>(network_->trunk().size());
+  for (int64_t step = 0;; ++step) {
+    if (!reach_exits(step, f.n, options) || step == steps) break;
+    if (!run_step(f, step, options)) break;
+  }
+  answer(f, logits);
+}
+
+void Session::begin(const Frame& f) {
+  exit_ = -1;
+  most_macs_ = 0;
+  std::fill_n(macs_.begin(), f.n, 0);
+  std::fill(step_ms_.begin(), step_ms_.end(), -1.0);
+  std::fill(decisions_.begin(), decisions_.end(), uint8_t{0});
+  const Graph& graph = network_->graph();
+  for (size_t b = 0; b < buffers_.size(); ++b) {
+    if (graph.buffers[b].kind != Kind::kState || buffers_[b] == nullptr) continue;
+    const int64_t bytes = f.n * graph.buffers[b].numel() * static_cast<int64_t>(sizeof(float));
+    std::memset(buffers_[b], 0, static_cast<size_t>(bytes));
+  }
+}
+
+// Passes the exits at this position. False if the run must halt at the one before them.
+bool Session::reach_exits(int64_t position, int64_t n, const RunOptions& options) {
+  const auto& exits = network_->exits();
+  for (int64_t next = exit_ + 1; next < static_cast<int64_t>(exits.size()); ++next) {
+    const Exit& exit = exits[static_cast<size_t>(next)];
+    if (exit.position != position) return true;
+    int64_t macs = most_macs_;
+    for (const auto& op : exit.steps) macs += op->dense_macs();
+    const bool late =
+        options.deadline_ms >= 0 &&
+        elapsed_ms() + n * exit_worst_ms_[static_cast<size_t>(next)] > options.deadline_ms;
+    const bool dear = options.max_macs >= 0 && macs > options.max_macs;
+    if (next > 0 && (late || dear)) return false;
+    exit_ = next;
+  }
+  return true;
+}
+
+// Whether this step leaves enough for the classifier of the last exit. Before the first exit a run
+// cannot halt.
+bool Session::affordable(const Frame& f, int64_t step, const RunOptions& options) const {
+  if (exit_ < 0) return true;
+  const Op& op = *network_->trunk()[static_cast<size_t>(step)];
+  const Exit& exit = network_->exits()[static_cast<size_t>(exit_)];
+  if (options.deadline_ms >= 0) {
+    const double ms =
+        step_worst_ms_[static_cast<size_t>(step)] + exit_worst_ms_[static_cast<size_t>(exit_)];
+    if (elapsed_ms() + f.n * ms > options.deadline_ms) return false;
+  }
+  if (options.max_macs < 0) return true;
+  int64_t head = 0, most = 0;
+  for (const auto& part : exit.steps) head += part->dense_macs();
+  for (int64_t n = 0; n < f.n; ++n) {
+    most = std::max(most, macs_[static_cast<size_t>(n)] + op.macs(f, n));
+  }
+  return most + head <= options.max_macs;
+}
+
+// False if the step was not run, because it would take too much.
+bool Session::run_step(const Frame& f, int64_t step, const RunOptions& options) {
+  const Op& op = *network_->trunk()[static_cast<size_t>(step)];
+  if (!affordable(f, step, options)) return false;
+  const int64_t before = now_ns();
+  op.run(f);
+  const int64_t at = decision_at_[static_cast<size_t>(step)];
+  const int64_t bytes = network_->decision_bytes();
+  if (op.decision_bytes() > 0) {
+    if (options.decisions != nullptr) op.write_decision(f, options.decisions + at, bytes);
+    op.read_decision(f, decisions_.data() + at, bytes);
+  }
+  for (int64_t n = 0; n < f.n; ++n) {
+    most_macs_ = std::max(most_macs_, macs_[static_cast<size_t>(n)] += op.macs(f, n));
+  }
+  step_ms_[static_cast<size_t>(step)] = static_cast<double>(now_ns() - before) * 1e-6;
+  return true;
+}
+
+void Session::answer(const Frame& f, float* logits) {
+  const Exit& exit = network_->exits()[static_cast<size_t>(exit_)];
+  for (const auto& op : exit.steps) {
+    op->run(f);
+    for (int64_t n = 0; n < f.n; ++n) macs_[static_cast<size_t>(n)] += op->macs(f, n);
+  }
+  const float* from = f.at<float>(exit.output);
+  for (int64_t n = 0; n < f.n; ++n) {
+    std::copy_n(from + n * f.stride(exit.output), network_->classes(),
+                logits + n * network_->classes());
+  }
+}
+
+// Runs one image of zeros, everything open: once to warm up, and once for the times.
+void Session::measure() {
+  const Buffer& input = network_->input();
+  const std::vector<float> zeros(static_cast<size_t>(input.numel()));
+  const std::vector<uint8_t> open(static_cast<size_t>(network_->decision_bytes()), uint8_t{1});
+  std::vector<float> logits(static_cast<size_t>(network_->classes()));
+  const Images images{zeros.data(), 1, {0, 1, input.w * input.channels, input.channels}};
+  RunOptions options;
+  options.decisions = open.data();
+  const Frame f = frame(images);
+  for (int pass = 0; pass < 2; ++pass) {
+    run(images, logits.data(), options);
+    step_worst_ms_ = step_ms_;
+    exit_worst_ms_.clear();
+    for (const Exit& exit : network_->exits()) {
+      const int64_t before = now_ns();
+      for (const auto& op : exit.steps) op->run(f);
+      exit_worst_ms_.push_back(static_cast<double>(now_ns() - before) * 1e-6);
+    }
+  }
+}
+
+}  // namespace ddi::engine

@@ -1,0 +1,195 @@
+"""A fused network as the steps of a plan: which value lies in which buffer, and which steps run it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ir import Conv, FreezeError, GateWeights, Network, Node, users
+from .plan import BITS, IMAGE, NONE, STATE, VECTOR, PlanWriter
+
+__all__ = ["emit"]
+
+_ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu", "sigmoid")
+
+
+def emit(network: Network, dtype: torch.dtype, metadata: dict[str, Any]) -> bytes:
+    """The plan of a fused network.
+
+    Args:
+        network: its last output is the whole network's.
+        dtype: of activations and convolution weights.
+        metadata: JSON-ready, kept in the plan; `gates` is added.
+    """
+    return _Emitter(network, dtype).emit(metadata)
+
+
+def _ancestors(node: Node) -> set[Node]:
+    found: set[Node] = set()
+    stack = [node]
+    while stack:
+        one = stack.pop()
+        if one not in found:
+            found.add(one)
+            stack += one.inputs
+    return found
+
+
+class _Emitter:
+    def __init__(self, network: Network, dtype: torch.dtype) -> None:
+        self.network = network
+        self.plan = PlanWriter(dtype)
+        self.reads = users(network)
+        self.steps: list[list[int]] = []
+        self.images: dict[Node, int] = {}
+        self.vectors: dict[Node, int] = {}  # of a node that is a vector; of others, its means
+        self.states: dict[int, int] = {}  # of the gates, by their size
+        self.gates: list[dict[str, Any]] = []
+        self.done: set[Node] = set()
+
+    def emit(self, metadata: dict[str, Any]) -> bytes:
+        outputs = self.network.outputs
+        trunk = _ancestors(outputs[-1])
+        heads = [_ancestors(output) - trunk for output in outputs[:-1]]
+        self.late = {source: node for head in heads for node in head for source in node.inputs}
+        exits: list[tuple[str, int, list[list[int]], int]] = []
+        waiting = list(zip(outputs[:-1], heads, strict=True))
+        for node in [node for node in self.network.nodes if node in trunk]:
+            self._node(node)
+            self.done.add(node)
+            while waiting and self._needs(waiting[0][1]) <= self.done:
+                exits.append(self._head(len(exits), *waiting.pop(0)))
+        exits.append(("network", len(self.steps), [], self._vector(outputs[-1])))
+        source = self.network.nodes[0]
+        text = json.dumps({**metadata, "gates": self.gates, "exits": [name for name, *_ in exits]})
+        return self.plan.to_bytes(text, self.images[source], self.steps, exits)
+
+    def _needs(self, head: set[Node]) -> set[Node]:
+        """What a head reads of the trunk."""
+        return {source for node in head for source in node.inputs} - head
+
+    def _head(self, index: int, output: Node, head: set[Node]) -> tuple[str, int, list[list[int]], int]:
+        trunk, self.steps = self.steps, []
+        for node in [node for node in self.network.nodes if node in head]:
+            self._node(node)
+        value = self._vector(output)
+        steps, self.steps = self.steps, trunk
+        return f"exit{index}", len(trunk), steps, value
+
+    # Values.
+
+    def _new_image(self, node: Node) -> int:
+        value = self.plan.value(self.plan.buffer(IMAGE, *node.shape))
+        self.images[node] = value
+        return value
+
+    def _new_vector(self, node: Node) -> int:
+        self.vectors[node] = self.plan.value(self.plan.buffer(VECTOR, node.shape[0]))
+        return self.vectors[node]
+
+    def _vector(self, node: Node) -> int:
+        """A vector, or the means of an image, computed now unless its producer has done so."""
+        if node not in self.vectors:
+            value = self._new_vector(node)
+            self._step("mean", f"{node.name}.mean", [self.images[node], value])
+        return self.vectors[node]
+
+    def _wants_means(self, node: Node) -> bool:
+        return any(r.op == "mean" or (r.op == "block" and r.attrs["gate"]) for r in self.reads[node])
+
+    def _step(self, code: str, name: str, words: list[int]) -> None:
+        self.steps.append(self.plan.step(code, name, words))
+
+    # Steps.
+
+    def _node(self, node: Node) -> None:
+        emitters = {
+            "input": self._new_image,
+            "conv": self._conv_step,
+            "block": self._block_step,
+            "mean": self._mean_step,
+            "linear": self._linear_step,
+        }
+        if node.op not in emitters:
+            raise FreezeError(f"freeze: the engine has no {node.op} as in {node.name}")
+        emitters[node.op](node)
+
+    def _conv(self, conv: Conv) -> list[int]:
+        co, _, kh, kw = conv.weight.shape
+        weight = conv.weight.to(self.plan.dtype)
+        words = [co, kh, kw, *conv.stride, *conv.padding, *conv.dilation, conv.groups]
+        return [*words, self.plan.constant(weight), self._floats(conv.bias)]
+
+    def _floats(self, tensor: Tensor | None) -> int:
+        return self.plan.constant(None if tensor is None else tensor.float())
+
+    def _conv_step(self, node: Node) -> None:
+        residual = self.images[node.inputs[1]] if len(node.inputs) == 2 else NONE
+        x = self.images[node.inputs[0]]
+        scale, shift = node.attrs.get("prologue", (None, None))
+        words = [x, self._new_image(node), residual, NONE, int(node.attrs["relu"])]
+        words += [*self._conv(node.attrs["conv"]), self._floats(scale), self._floats(shift)]
+        self._step("conv2d", node.name, words)
+
+    def _mean_step(self, node: Node) -> None:
+        self.vectors[node] = self._vector(node.inputs[0])
+
+    def _linear_step(self, node: Node) -> None:
+        weight = node.attrs["weight"][:, :, None, None]
+        words = [self._vector(node.inputs[0]), self._new_vector(node), int(node.attrs["relu"])]
+        words += [weight.shape[0], 1, 1, 1, 1, 0, 0, 1, 1, 1]
+        words += [self._floats(weight), self._floats(node.attrs["bias"])]
+        self._step("linear", node.name, words)
+
+    def _is_last_use(self, node: Node, source: Node) -> bool:
+        """Whether nothing behind a node of the trunk reads its source."""
+        return source not in self.late and all(r is node or r in self.done for r in self.reads[source])
+
+    def _block_step(self, node: Node) -> None:
+        (source,) = node.inputs
+        gate: GateWeights | None = node.attrs["gate"]
+        keep, masks = (NONE, []) if gate is None else self._gate_step(node.name, source, gate)
+        x = self.images[source]
+        shortcut: Conv | None = node.attrs["shortcut"]
+        if shortcut is None and source.op != "input" and self._is_last_use(node, source):
+            self.images[node] = x  # in place: a skipped block then touches nothing
+        else:
+            self._new_image(node)
+        pooled = self._new_vector(node) if self._wants_means(node) else NONE
+        known = self.vectors.get(source, NONE) if keep != NONE and pooled != NONE else NONE
+        convs: list[Conv] = node.attrs["convs"]
+        words = [x, self.images[node], keep, known, pooled, len(convs)]
+        for i, conv in enumerate(convs):
+            if i + 1 < len(convs):
+                words += [masks[i] if masks else NONE, 1 if gate is None else gate.group_size]
+            words += self._conv(conv)
+        words += [0] if shortcut is None else [1, *self._conv(shortcut)]
+        self._step("block", node.name, words)
+
+    def _gate_step(self, name: str, source: Node, gate: GateWeights) -> tuple[int, list[int]]:
+        """The layer bit and the masks of a block."""
+        bits = lambda count: self.plan.value(self.plan.buffer(BITS, count))  # noqa: E731
+        pooled = self._vector(source)
+        keep = bits(1) if gate.layer else NONE
+        masks = [bits(count) for count in gate.groups]
+        hidden = gate.lstm[0].shape[0] if gate.lstm else 0
+        if hidden and hidden not in self.states:
+            self.states[hidden] = self.plan.value(self.plan.buffer(STATE, 2 * hidden))
+        words = [pooled, hidden, self.states.get(hidden, NONE), keep]
+        words.append(self._floats(torch.tensor([gate.threshold])))
+        project, project_bias, w_ih, w_hh, b_ih, b_hh = gate.lstm or (None,) * 6
+        if hidden:
+            words += map(self._floats, (project, project_bias, w_ih, b_ih, w_hh, b_hh))
+        words += map(self._floats, gate.layer)
+        words.append(len(masks))
+        words += masks
+        if masks:
+            words.append(gate.channel[0].shape[0])
+            words += map(self._floats, gate.channel)
+        self._step("gate", f"{name}.gate", words)
+        entry = {"name": name, "keep": keep != NONE, "groups": gate.groups, "group_size": gate.group_size}
+        self.gates.append(entry)
+        return keep, masks

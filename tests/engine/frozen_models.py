@@ -1,0 +1,66 @@
+"""Models with seeded weights and lively gates, frozen, and the reference that their engines must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+import ddi
+from ddi_kernels import engine
+
+
+def seeded(model: nn.Module, seed: int = 0) -> Any:
+    """The model in eval mode with batch norms away from the identity, and gates that open about half."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor: Tensor, low: float, high: float) -> None:
+        tensor.data.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            draw(module.running_mean, -0.1, 0.1)
+            draw(module.running_var, 0.5, 1.5)
+            draw(module.weight, 0.5, 1.0)
+            draw(module.bias, -0.1, 0.1)
+    for name, parameter in getattr(model, "ddi_gates", nn.Module()).named_parameters():
+        if "expand" in name or name.startswith("layer"):
+            draw(parameter, -1.0, 1.0)
+    return model.eval()
+
+
+def freeze(model: nn.Module, size: int, path: Path, **kwargs: Any) -> engine.Engine:
+    """The engine of a frozen model for images of 3 x size x size."""
+    loading = {key: kwargs.pop(key) for key in ("max_batch", "threads") if key in kwargs}
+    ddi.freeze(model, torch.randn(1, 3, size, size), path / "net.ddi", **kwargs)
+    return engine.load(path / "net.ddi", **{"max_batch": 5, **loading})
+
+
+@contextmanager
+def forced(model: Any, bits: Tensor) -> Iterator[None]:
+    """Inside, the model's gates decide what `bits` says: uint8[N, decision_bytes], as the engine has them."""
+    gates, at = model.ddi_gates, 0
+    decide = type(gates).decide
+
+    def next_bits(count: int) -> Tensor:
+        nonlocal at
+        at = at % bits.shape[1] + count  # another pass begins again
+        return bits[:, at - count : at].bool()
+
+    def forced_decide(site: Any, x: Tensor, state: Any) -> tuple[ddi.Decision, Any]:
+        decision, state = decide(gates, site, x, state)
+        keep = None if decision.keep is None else next_bits(1)[:, 0]
+        masks = tuple(replace(m, open=next_bits(m.open.shape[1])) for m in decision.masks)
+        return replace(decision, keep=keep, masks=masks), state
+
+    gates.decide = forced_decide
+    try:
+        yield
+    finally:
+        del gates.decide

@@ -1,0 +1,133 @@
+"""A frozen network computes what its model computes, at the model's decisions and at any others."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from frozen_models import forced, freeze, seeded
+from tolerances import assert_close
+from torch import Tensor
+
+import ddi
+from ddi_kernels import engine
+
+pytest.importorskip("ddi_kernels._engine", reason="ddi_kernels._engine is not built")
+
+MODELS = {"cifar_resnet8": 32, "cifar_resnet20": 20, "resnet18": 64, "resnet50": 64}
+GATES = {
+    "plain": None,
+    "both": ddi.DDIConfig(group_size=4),
+    "layers": ddi.DDIConfig(channels=False),
+    "channels": ddi.DDIConfig(layers=False, group_size=3),
+}
+
+
+def make(name: str, gates: Any) -> Any:
+    torch.manual_seed(0)
+    return seeded(ddi.create_model(name, gates=gates, num_classes=7))
+
+
+@torch.no_grad()
+def check(model: Any, frozen: engine.Engine, x: Tensor, decisions: Tensor | None = None) -> engine.Report:
+    logits, report = frozen(x, decisions=decisions, report=True)
+    assert_close(logits, model(x))
+    assert report.macs == ddi.count_macs(model, x).per_sample.long().tolist()
+    return report
+
+
+@pytest.mark.parametrize("gates", GATES)
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_the_model(name: str, gates: str, tmp_path: Path) -> None:
+    model, size = make(name, GATES[gates]), MODELS[name]
+    frozen = freeze(model, size, tmp_path)
+    for batch in (1, 5):
+        x = torch.randn(batch, 3, size, size)
+        report = check(model, frozen, x)
+        if gates == "plain":
+            continue
+        for share in (0.0, 0.3, 0.7, 1.0):
+            bits = (torch.rand(batch, frozen.decision_bytes) < share).to(torch.uint8)
+            with forced(model, bits):
+                report = check(model, frozen, x, bits)
+            assert torch.equal(report.decisions, bits)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_nothing(threads: int, tmp_path: Path) -> None:
+    model = make("cifar_resnet20", GATES["both"])
+    one, more = (freeze(model, 32, tmp_path, threads=count) for count in (1, threads))
+    for batch in (1, 5):
+        x = torch.randn(batch, 3, 32, 32)
+        assert torch.equal(one(x), more(x))
+
+
+def test_layouts_and_arrays(tmp_path: Path) -> None:
+    frozen = freeze(make("cifar_resnet8", GATES["both"]), 32, tmp_path)
+    x = torch.randn(3, 3, 32, 32)
+    expected = frozen(x)
+    assert torch.equal(frozen(x.contiguous(memory_format=torch.channels_last)), expected)
+    assert torch.equal(frozen(torch.cat([x, x], 3)[:, :, :, :32]), expected)
+    assert torch.equal(frozen(x.requires_grad_()), expected)
+    got = frozen(x.detach().numpy())
+    assert isinstance(got, np.ndarray) and np.array_equal(got, expected.numpy())
+    assert frozen(x[:0]).shape == (0, 7)
+
+
+def test_many_threads_share_one_engine(tmp_path: Path) -> None:
+    frozen = freeze(make("cifar_resnet20", GATES["both"]), 32, tmp_path)
+    xs = [torch.randn(2, 3, 32, 32) for _ in range(4)]
+    expected = [frozen(x) for x in xs]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(30):
+            if not torch.equal(frozen(xs[i]), expected[i]):
+                wrong.append(i)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_nan_stays_in_its_sample(tmp_path: Path) -> None:
+    frozen = freeze(make("cifar_resnet8", None), 32, tmp_path)
+    x = torch.randn(2, 3, 32, 32)
+    expected = frozen(x)
+    x[0, 0, 0, 0] = float("nan")
+    got = frozen(x)
+    assert got[0].isnan().all() and torch.equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.randn(3, 32, 32), "has 3 dimensions; expected 4"),
+        (torch.randn(1, 3, 32, 31), "images of (3, 32, 31); the network was frozen for (3, 32, 32)"),
+        (torch.randn(1, 3, 32, 32).double(), "is float64; expected float32"),
+        (torch.randn(6, 3, 32, 32), "has 6 images; this session takes up to 5"),
+        ([[0.0]], "expected a torch.Tensor or numpy.ndarray"),
+    ],
+)
+def test_bad_images(images: Any, message: str, tmp_path: Path) -> None:
+    frozen = freeze(make("cifar_resnet8", None), 32, tmp_path)
+    with pytest.raises(ValueError) as error:
+        frozen(images)
+    assert message in str(error.value)
+    assert frozen(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+
+
+def test_bad_decisions(tmp_path: Path) -> None:
+    frozen = freeze(make("cifar_resnet8", GATES["both"]), 32, tmp_path)
+    x = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(ValueError, match="decisions has shape"):
+        frozen(x, decisions=torch.ones(1, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="must be bool or uint8"):
+        frozen(x, decisions=torch.ones(1, frozen.decision_bytes))
