@@ -1,4 +1,4 @@
-"""Builds the compiled operators, ddi_kernels._C and ._C_cuda, and the engine, ._engine; records how that went.
+"""Builds the operators, ddi_kernels._C and ._C_cuda, and the engine, ._engine, and records how that went.
 
 Environment:
     DDI_BUILD: "cpu" builds the CPU operators; "auto" (default) the CUDA ones too, if nvcc is there

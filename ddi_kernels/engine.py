@@ -1,7 +1,7 @@
 """Loads and runs frozen plans: a whole dynamic network in one call, with no Python and no torch inside.
 
-`ddi.freeze` writes a plan; csrc/engine runs it. Images are read where they lie, through DLPack, whatever their
-strides, and the GIL is released meanwhile.
+`ddi.freeze` writes a plan; csrc/engine runs it. Images are read where they lie, through DLPack, whatever
+their strides, and the GIL is released meanwhile.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _module() -> Any:
         return importlib.import_module("ddi_kernels._engine")
     except ImportError as error:
         raise RuntimeError(
-            f"engine: ddi_kernels._engine is not built ({error}); `ddi env` says why, install with a C++ compiler"
+            f"engine: ddi_kernels._engine is not built ({error}); `ddi env` says why"
         ) from error
 
 
@@ -109,14 +109,15 @@ class Engine:
 
         Args:
             images: float32[N, C, H, W] on the CPU, torch.Tensor or numpy.ndarray, of any strides.
-            max_macs: multiply-adds of every sample, never exceeded: all samples halt at the last exit that fits.
+            max_macs: multiply-adds of a sample, never exceeded: all samples halt at the last exit that fits.
             deadline_ms: milliseconds of the call; checked before every step, and held as well as the machine
                 allows.
-            decisions: bool or uint8[N, decision_bytes] in place of the gates' own bits; the gates run all the same.
+            decisions: bool or uint8[N, decision_bytes] in place of the gates' own bits; the gates run all
+                the same.
             report: also return what the call did.
 
         Returns:
-            Logits float32[N, classes], of the same kind of array as the images; with `report`, (logits, Report).
+            Logits float32[N, classes], an array of the images' kind; with `report`, (logits, Report).
 
         Raises:
             ValueError: an argument has the wrong shape, type or size, or no exit fits into max_macs.

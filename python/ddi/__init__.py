@@ -1,6 +1,6 @@
 """Dual dynamic inference: per-sample channel gating and layer skipping whose savings are wall-clock.
 
-The framework: gates, gated modules, backbones, conversion, training, freezing. The operators are in `ddi_kernels`.
+The framework: gates, gated modules, backbones, conversion, training, freezing. Operators are in `ddi_kernels`.
 """
 
 from . import data

@@ -5,7 +5,7 @@ trace.py takes the model apart, fuse.py joins what is one step, emit.py lays it 
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -29,7 +29,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 def freeze(
     model: nn.Module,
     example_input: Tensor,
-    path: str | os.PathLike[str],
+    path: str | Path,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Writes a model, gated or plain, as a plan that the engine runs.

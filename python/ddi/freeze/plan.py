@@ -113,7 +113,7 @@ class PlanWriter:
             exits: (name, steps of the trunk before it, its own steps, value of its logits).
         """
         meta = self.name(metadata)
-        heads = [(self.name(name), *rest) for name, *rest in exits]
+        heads = [self.name(name) for name, *_ in exits]
         words: list[int] = []
         for table in (self._buffers, self._values, [entry for _, entry in self._constants.values()]):
             words += [len(table), *(number for row in table for number in row)]
@@ -121,8 +121,8 @@ class PlanWriter:
         words += [meta, input_value]
         words += [len(trunk), *(number for step in trunk for number in step)]
         words.append(len(heads))
-        for name, position, steps, output in heads:
-            words += [name, position, len(steps), *(n for step in steps for n in step), output]
+        for head, (_, position, steps, output) in zip(heads, exits, strict=True):
+            words += [head, position, len(steps), *(n for step in steps for n in step), output]
         return _assemble(words, bytes(self._blob), DTYPES[self.dtype])
 
 

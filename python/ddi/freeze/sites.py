@@ -27,8 +27,8 @@ def _conv(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Conv:
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise FreezeError(f"freeze: padding {conv.padding!r} with mode {conv.padding_mode!r}")
     weight, bias = fold_bn(conv.weight, conv.bias, bn)
-    geometry: Any = (conv.stride, conv.padding, conv.dilation)
-    return Conv(weight, bias, *geometry, conv.groups)
+    geometry: Any = conv  # torch has these as tuples of any length
+    return Conv(weight, bias, geometry.stride, geometry.padding, geometry.dilation, conv.groups)
 
 
 def _branch(block: Any) -> list[Conv]:

@@ -118,7 +118,7 @@ def trace(model: nn.Module, example: Tensor) -> Network:
 
 
 def _translate(node: torch.fx.Node, values: dict[Any, Any], model: nn.Module, paths: list[str]) -> Node:
-    args = torch.fx.node.map_arg(node.args, lambda a: values[a])
+    args: Any = torch.fx.node.map_arg(node.args, lambda a: values[a])
     name = _module_path(node)
     if node.target is torch.ops.frozen.site.default:
         return site_node(model, paths[args[1]], args[0], tuple(node.meta["val"].shape[1:]))
@@ -127,7 +127,7 @@ def _translate(node: torch.fx.Node, values: dict[Any, Any], model: nn.Module, pa
         raise FreezeError(
             f"freeze: the engine has no {node.target} ({name}); see docs/engine.md for what it has"
         )
-    kwargs = torch.fx.node.map_arg(node.kwargs, lambda a: values[a])
+    kwargs: Any = torch.fx.node.map_arg(node.kwargs, lambda a: values[a])
     source = Source(name, tuple(node.meta["val"].shape[1:]))
     try:
         return translate(source, *args, **kwargs)
