@@ -9,9 +9,18 @@ from .checkpoint import load_model, save_model
 from .convert import convert_, revert_
 from .cost import count_macs, latency
 from .decision import Decision, Mask
-from .gates import DDIConfig
+from .gates import DDIConfig, DenseDDIConfig
 from .losses import budget_loss
-from .nn import GatedBasicBlock, GatedBottleneck, GatedConv2d, LayerSkip, prepare_
+from .nn import (
+    GatedBasicBlock,
+    GatedBottleneck,
+    GatedConv2d,
+    GatedDenseLayer,
+    GatedNorm,
+    GatedTransition,
+    LayerSkip,
+    prepare_,
+)
 from .record import record
 
 __version__ = "0.1.0"
@@ -19,9 +28,13 @@ __version__ = "0.1.0"
 __all__ = [
     "DDIConfig",
     "Decision",
+    "DenseDDIConfig",
     "GatedBasicBlock",
     "GatedBottleneck",
     "GatedConv2d",
+    "GatedDenseLayer",
+    "GatedNorm",
+    "GatedTransition",
     "LayerSkip",
     "Mask",
     "__version__",
