@@ -1,6 +1,6 @@
 """Dual dynamic inference: per-sample channel gating and layer skipping whose savings are wall-clock.
 
-The framework: gates, gated modules, backbones, conversion, training, freezing. Operators are in `ddi_kernels`.
+The framework: gates, gated modules, backbones, conversion, training, freezing. Operators: `ddi_kernels`.
 """
 
 from . import data
@@ -10,9 +10,18 @@ from .convert import convert_, revert_
 from .cost import count_macs, latency
 from .decision import Decision, Mask
 from .freeze import FreezeError, freeze
-from .gates import DDIConfig
+from .gates import DDIConfig, DenseDDIConfig
 from .losses import budget_loss
-from .nn import GatedBasicBlock, GatedBottleneck, GatedConv2d, LayerSkip, prepare_
+from .nn import (
+    GatedBasicBlock,
+    GatedBottleneck,
+    GatedConv2d,
+    GatedDenseLayer,
+    GatedNorm,
+    GatedTransition,
+    LayerSkip,
+    prepare_,
+)
 from .record import record
 
 __version__ = "0.1.0"
@@ -20,10 +29,14 @@ __version__ = "0.1.0"
 __all__ = [
     "DDIConfig",
     "Decision",
+    "DenseDDIConfig",
     "FreezeError",
     "GatedBasicBlock",
     "GatedBottleneck",
     "GatedConv2d",
+    "GatedDenseLayer",
+    "GatedNorm",
+    "GatedTransition",
     "LayerSkip",
     "Mask",
     "__version__",

@@ -1,23 +1,26 @@
 """Puts gates on an existing model, in place, and takes them off again.
 
-Residual blocks, basic ones and bottlenecks, are swapped for gated ones that share their layers, so every
-original state_dict key stays as it was; what is added lives under `ddi_gates.*`. Gates start fully open:
-right after conversion the model computes what it computed before.
+Residual blocks (basic ones and bottlenecks) and the layers of dense blocks are swapped for gated ones that
+share their layers, so every original state_dict key stays as it was; what is added lives under `ddi_gates.*`.
+Gates start fully open: right after conversion the model computes what it computed before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .backbones.densenet import DenseBlock, Transition
 from .nn.gated_basic_block import GatedBasicBlock
 from .nn.gated_block import GatedBlock
 from .nn.gated_bottleneck import GatedBottleneck
+from .nn.gated_dense_layer import GatedDenseLayer
 from .nn.gated_residual_block import GatedResidualBlock
+from .nn.gated_transition import GatedNorm, GatedTransition
 from .record import PassHooks
 
 __all__ = ["convert_", "gated_form", "is_converted", "revert_"]
@@ -45,6 +48,45 @@ def gated_form(module: nn.Module) -> type[GatedResidualBlock] | None:
     return None
 
 
+def _dense_blocks(model: nn.Module) -> Iterator[tuple[list[str], str]]:
+    """For each dense block the paths of its layers, and of the module that reads its concatenation."""
+    for parent, container in model.named_modules():
+        children = list(container.named_children())
+        prefix = f"{parent}." if parent else ""
+        for i, (name, block) in enumerate(children):
+            if not isinstance(block, DenseBlock):
+                continue
+            reader = children[i + 1] if i + 1 < len(children) else ("nothing", None)
+            if not isinstance(reader[1], (Transition, nn.BatchNorm2d)):
+                raise ValueError(
+                    f"convert_: {prefix}{name} is followed by {reader[0]}; a dense block can be gated if a "
+                    "Transition or a BatchNorm2d comes next, which must leave out its closed channels too"
+                )
+            layers = [f"{prefix}{name}.{layer}" for layer, _ in block.named_children()]
+            yield layers, f"{prefix}{reader[0]}"
+
+
+def _gated_blocks(model: nn.Module, filter_fn: FilterFn | None) -> tuple[dict[str, Any], int]:
+    """Gated forms by path, and how many blocks there were to choose from.
+
+    A layer of a dense block that is not chosen is swapped all the same, without a gate, if another one of its
+    block is: whatever reads closed channels must leave them out. The first layer never has a gate.
+    """
+    forms = {path: form for path, m in model.named_modules() if path and (form := gated_form(m))}
+    dense = list(_dense_blocks(model))
+    found = [*forms, *(path for layers, _ in dense for path in layers[1:])]
+    chosen = {p for p in found if filter_fn is None or filter_fn(model.get_submodule(p), p)}
+    blocks: dict[str, Any] = {p: forms[p](model.get_submodule(p), p) for p in forms if p in chosen}
+    for layers, reader in dense:
+        if chosen.intersection(layers):
+            for path in layers:
+                blocks[path] = GatedDenseLayer(model.get_submodule(path), path, gated=path in chosen)
+            last = model.get_submodule(reader)
+            gated: Any = GatedTransition if isinstance(last, Transition) else GatedNorm
+            blocks[reader] = gated(last, reader)
+    return blocks, len(found)
+
+
 def _swap(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
@@ -56,12 +98,14 @@ def convert_(
     example_input: Tensor | None = None,
     filter_fn: FilterFn | None = None,
 ) -> nn.Module:
-    """Gates the residual blocks of a model in place.
+    """Gates the residual blocks, or the layers of the dense blocks, of a model in place.
 
     Args:
-        model: holds blocks with conv1, bn1, conv2, bn2, downsample, and conv3, bn3 if they are bottlenecks
-            (those of torchvision's ResNets and ours).
-        config: a gate config, e.g. `ddi.DDIConfig(group_size=4)`.
+        model: holds residual blocks with conv1, bn1, conv2, bn2, downsample, and conv3, bn3 if they are
+            bottlenecks (those of torchvision's ResNets and ours); or is a DenseNet of `ddi.create_model`,
+            into which torchvision's state_dict loads.
+        config: a gate config: `ddi.DDIConfig(group_size=4)` for residual blocks, `ddi.DenseDDIConfig()` for
+            a DenseNet.
         example_input: float[N, C, H, W]. If given, the converted model is run on it with its gates open and
             must give the model's own output, else the conversion is undone.
         filter_fn: (module, path) -> bool chooses among the blocks found; None takes all.
@@ -71,7 +115,7 @@ def convert_(
 
     Raises:
         TypeError: config is no gate config.
-        ValueError: already converted, no block found, or the output changed.
+        ValueError: already converted, no block found, a config for other blocks, or the output changed.
 
     Example:
         >>> model = ddi.convert_(my_resnet, ddi.DDIConfig(), torch.randn(1, 3, 32, 32))
@@ -82,22 +126,18 @@ def convert_(
         )
     if is_converted(model) or hasattr(model, "ddi_gates"):
         raise ValueError("convert_: the model is converted already; call ddi.revert_(model) first")
-    found = {path: form for path, m in model.named_modules() if path and (form := gated_form(m))}
-    blocks = {}
-    for path, form in found.items():
-        block = model.get_submodule(path)
-        if filter_fn is None or filter_fn(block, path):
-            blocks[path] = form(block, path)
+    blocks, found = _gated_blocks(model, filter_fn)
     if not blocks:
         kinds = sorted({type(m).__name__ for m in model.modules()})
         raise ValueError(
-            f"convert_: no block to gate in {type(model).__name__} ({len(found)} found, {len(found)} refused "
-            "by filter_fn); a residual block needs conv1, bn1, conv2, bn2 and downsample, a bottleneck conv3 "
-            f"and bn3 too. Modules seen: {kinds[:12]}"
+            f"convert_: no block to gate in {type(model).__name__} ({found} found, {found} refused by "
+            "filter_fn); a residual block needs conv1, bn1, conv2, bn2, downsample, a bottleneck conv3, bn3 "
+            "too; a DenseNet must come from ddi.create_model, into which torchvision's state_dict loads. "
+            f"Modules seen: {kinds[:12]}"
         )
     expected = None if example_input is None else _eval_output(model, example_input)
     reference = next(model.parameters())
-    gates = config.build([block.site for block in blocks.values()])
+    gates = config.build([block.site for block in blocks.values() if isinstance(block, GatedBlock)])
     gates.to(device=reference.device, dtype=torch.float32)
     for path, block in blocks.items():
         _swap(model, path, block)
@@ -138,7 +178,7 @@ def revert_(model: nn.Module) -> nn.Module:
     """
     if not is_converted(model):
         raise ValueError(f"revert_: {type(model).__name__} has no gates to take off")
-    gated = [(p, m) for p, m in model.named_modules() if isinstance(m, GatedBlock)]
+    gated = [(p, m) for p, m in model.named_modules() if isinstance(m, (GatedBlock, GatedNorm))]
     for path, block in gated:
         _swap(model, path, block.__dict__["original"].train(block.training))
     model.__dict__.pop("_ddi_hooks").remove()

@@ -47,6 +47,17 @@ class Mask:
             value = value * self.scale
         return value.repeat_interleave(self.group_size, dim=1)[:, :channels]
 
+    def apply(self, x: Tensor) -> Tensor:
+        """x: float[N, C, H, W] times the mask: the dense form of gating, differentiable in the gate."""
+        return x * self.weights(x.shape[1]).to(x.dtype)[:, :, None, None]
+
+    def per_channel(self, channels: int) -> Mask:
+        """The same bits without scale, one for each of `channels`."""
+        open = self.open.repeat_interleave(self.group_size, dim=1)[:, :channels]
+        if self.soft is None:
+            return Mask(open)
+        return Mask(open, soft=self.soft.repeat_interleave(self.group_size, dim=1)[:, :channels])
+
     def open_channels(self, channels: int) -> Tensor:
         """float[N]: number of open channels, differentiable in training."""
         value = _straight_through(self.open, self.soft)
@@ -71,8 +82,11 @@ class Decision:
     Args:
         keep: bool[N], False where the block is skipped; None where it cannot be skipped.
         keep_scale: float[N] factor on the residual branch, or None.
-        masks: one Mask for each interior tensor (one for a basic block).
+        masks: one Mask for each tensor that the block gates: each interior one of a residual block, the new
+            channels of a dense layer.
         keep_soft: float[N] differentiable value behind `keep`, or None outside training.
+        in_mask: of the block's input, where earlier blocks closed channels of it (dense layers and what
+            reads their concatenation); None: all are open.
 
     Example:
         >>> d = Decision(keep=torch.tensor([True, False]))
@@ -84,13 +98,14 @@ class Decision:
     keep_scale: Tensor | None = None
     masks: tuple[Mask, ...] = ()
     keep_soft: Tensor | None = None
+    in_mask: Mask | None = None
 
     @property
     def needs_grad(self) -> bool:
         """Whether a gradient has to reach the gates through this decision."""
         soft = [self.keep_soft, self.keep_scale]
-        for mask in self.masks:
-            soft += [mask.soft, mask.scale]
+        for mask in (*self.masks, self.in_mask):
+            soft += [] if mask is None else [mask.soft, mask.scale]
         return any(value is not None and value.requires_grad for value in soft)
 
     def keep_weights(self) -> Tensor | None:
@@ -104,4 +119,5 @@ class Decision:
             keep_scale=None if self.keep_scale is None else self.keep_scale[index],
             masks=tuple(mask.select(index) for mask in self.masks),
             keep_soft=None if self.keep_soft is None else self.keep_soft[index],
+            in_mask=None if self.in_mask is None else self.in_mask.select(index),
         )

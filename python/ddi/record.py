@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .concatenation import Concatenation
 from .cost import dense_macs
 from .decision import Decision
 from .gates import Gate, GateSite
@@ -84,16 +85,43 @@ class GatePass:
     blocks: list[BlockRecord] | None
     parent: GatePass | None
     state: Any = None
+    concatenation: Concatenation | None = None  # of the dense block that is running
 
     def decide(self, block: GatedBlock, x: Tensor) -> Decision:
-        """The decision for a block about to run on x: float[N, C, H, W]."""
+        """The decision for a residual block about to run on x: float[N, C, H, W]."""
+        decision = self._ask(block, x, x)
+        self._record(block, x, decision)
+        return decision
+
+    def decide_dense(self, block: GatedBlock, x: Tensor) -> tuple[Decision, Concatenation]:
+        """The decision for a reader of a dense block's concatenation x: float[N, C, H, W].
+
+        The first layer to ask pools its input, which begins a concatenation. Each layer replaces it by one
+        with its own new channels; what reads all of it sets it to None.
+        """
+        if self.concatenation is None:
+            self.concatenation = Concatenation.of(x)
+        known = self.concatenation.pooled.shape[1]
+        if known != x.shape[1]:
+            raise RuntimeError(
+                f"gated block {block.site.name!r}: its input has {x.shape[1]} channels, but the gated layers "
+                f"before it made {known}; a dense block must append what each layer returns, in order"
+            )
+        decision = self._ask(block, self.concatenation.pooled, x)
+        decision = replace(decision, in_mask=self.concatenation.mask)
+        self._record(block, x, decision)
+        return decision, self.concatenation
+
+    def _ask(self, block: GatedBlock, seen: Tensor, x: Tensor) -> Decision:
         if self.state is None:
             self.state = self.gates.initial_state(x)
-        decision, self.state = self.gates.decide(block.site, x, self.state)
+        decision, self.state = self.gates.decide(block.site, seen, self.state)
+        return decision
+
+    def _record(self, block: GatedBlock, x: Tensor, decision: Decision) -> None:
         if self.blocks is not None:
             macs = block.macs(x.shape, decision) + self.gates.macs(block.site)
             self.blocks.append(BlockRecord(block.site.name, decision, macs, block.dense_macs(x.shape)))
-        return decision
 
 
 _PASS: ContextVar[GatePass | None] = ContextVar("ddi_gate_pass", default=None)

@@ -3,12 +3,18 @@
 import torch
 
 import ddi
+from ddi.backbones.densenet import DenseNet
 from ddi.backbones.resnet import Bottleneck, ResNet
 
 
 def tiny_bottlenecks():
     """A ResNet of bottlenecks for small images; three of its five can be skipped."""
     return ResNet(Bottleneck, (3, 2), 8, "cifar", 10)
+
+
+def tiny_densenet():
+    """A DenseNet of seven layers in three dense blocks for small images."""
+    return DenseNet(6, (3, 2, 2), 8, "cifar", 10)
 
 
 def randomize_norms(model):
@@ -29,13 +35,14 @@ def mixed_model(name="cifar_resnet8", seed=0, **config):
     """
     torch.manual_seed(seed)
     plain = name() if callable(name) else ddi.create_model(name)
-    model = ddi.convert_(plain, ddi.DDIConfig(**config))
+    dense = isinstance(plain, DenseNet)
+    model = ddi.convert_(plain, (ddi.DenseDDIConfig if dense else ddi.DDIConfig)(**config))
     randomize_norms(model)
     with torch.no_grad():
         for gate in getattr(model.ddi_gates, "channel", {}).values():
             gate.expand.weight.normal_(std=2.0)
             gate.expand.bias.zero_()
-        if config.get("layers", True):
+        if config.get("layers", not dense):
             model.ddi_gates.layer.weight.normal_(std=5.0)
             model.ddi_gates.layer.bias.zero_()
     return model.eval()

@@ -5,38 +5,44 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from gated_models import images, mixed_model, tiny_bottlenecks
+from gated_models import images, mixed_model, tiny_bottlenecks, tiny_densenet
 from torch import nn
 
 import ddi
 from ddi.backbones.resnet import BasicBlock
 
-MODELS = {"basic": lambda: ddi.create_model("cifar_resnet14"), "bottleneck": tiny_bottlenecks}
+MODELS = {
+    "basic": (lambda: ddi.create_model("cifar_resnet14"), ddi.DDIConfig(group_size=4)),
+    "bottleneck": (tiny_bottlenecks, ddi.DDIConfig(group_size=4)),
+    "dense": (tiny_densenet, ddi.DenseDDIConfig(group_size=4)),
+}
 
 
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_starts_fully_open_and_keeps_every_key(make):
+@pytest.mark.parametrize(("make", "config"), MODELS.values(), ids=MODELS)
+def test_starts_fully_open_and_keeps_every_key(make, config):
     model = make().eval()
     keys = set(model.state_dict())
     x = images(3)
     with torch.no_grad():
         before = model(x)
-        assert ddi.convert_(model, ddi.DDIConfig(group_size=4), x) is model
+        assert ddi.convert_(model, config, x) is model
         torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
     added = set(model.state_dict()) - keys
     assert keys <= set(model.state_dict())
     assert added and all(key.startswith("ddi_gates.") for key in added)
     macs = ddi.count_macs(model, x)
-    assert all(0 < b for b in macs.blocks.values()) and macs.mac_ratio == pytest.approx(1, abs=2e-3)
+    gates = sum(model.ddi_gates.macs(m.site) for m in model.modules() if hasattr(m, "site"))
+    assert all(0 < b for b in macs.blocks.values()) and 0 < gates < 0.005 * macs.dense
+    assert macs.gated == pytest.approx(macs.dense + gates)
 
 
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_revert_gives_back_the_plain_model(make):
+@pytest.mark.parametrize(("make", "config"), MODELS.values(), ids=MODELS)
+def test_revert_gives_back_the_plain_model(make, config):
     model = make().eval()
     kinds, keys, x = list(map(type, model.modules())), list(model.state_dict()), images(2)
     with torch.no_grad():
         before = model(x)
-        ddi.convert_(model, ddi.DDIConfig())
+        ddi.convert_(model, config)
         assert list(map(type, model.modules())) != kinds
         ddi.revert_(model)
         assert torch.equal(model(x), before)
@@ -61,6 +67,13 @@ def test_refuses_a_second_conversion_and_models_without_blocks():
         ddi.convert_(nn.Sequential(nn.Conv2d(3, 3, 3)), ddi.DDIConfig())
     with pytest.raises(TypeError, match="gate config"):
         ddi.convert_(ddi.create_model("cifar_resnet8"), {"layers": True})
+
+
+def test_a_config_for_other_blocks_says_what_to_use():
+    with pytest.raises(ValueError, match="denselayer1' is a dense_layer; use ddi.DenseDDIConfig"):
+        ddi.create_model("densenet_bc40", gates=ddi.DDIConfig())
+    with pytest.raises(ValueError, match="layer1_0' is a residual_block; use ddi.DDIConfig"):
+        ddi.create_model("cifar_resnet8", gates=ddi.DenseDDIConfig())
 
 
 class PreActivation(BasicBlock):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn as nn
-from gated_models import images, mixed_model
+from gated_models import images, mixed_model, tiny_densenet
 
 import ddi
 from ddi.backbones.resnet import BasicBlock
@@ -62,6 +62,19 @@ def test_a_plain_network_is_the_sum_of_its_convolutions():
     assert found.dense == found.gated == pytest.approx(3 * 2 * (ddi.count_macs(model, images(2)).dense - 640))
     assert found.blocks == {} and found.per_sample.tolist() == pytest.approx([found.dense / 2] * 2)
     assert model.training
+
+
+def test_a_densenet_counts_its_layers_and_transitions():
+    model, x = mixed_model(tiny_densenet), images(3)
+    found = latency(model, x, TABLE)
+    macs = ddi.count_macs(model, x)
+    stem = 3 * 8 * 9 * 1024
+    # Every convolution outside the gated layers and transitions takes 3 for a MAC, the plain ones in them 5.
+    assert found.dense == pytest.approx(3 * 3 * (macs.dense - model.classifier.weight.numel()))
+    assert sum(found.blocks.values()) == pytest.approx(found.gated - 3 * 3 * stem, rel=1e-5)
+    first = (8 * 24 + 24 * 9 * 6) * 1024
+    assert found.blocks["features_denseblock1_denselayer1"] == pytest.approx(5 * 3 * first)
+    assert len(found.blocks) == 9 and found.per_sample.unique().numel() == 3
 
 
 def test_convolution_groups_and_oblong_kernels_count_by_their_macs():

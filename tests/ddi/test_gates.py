@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddi import DDIConfig
+from ddi import DDIConfig, DenseDDIConfig
 from ddi.gates import GateSite, config_from_dict, config_to_dict
 
 SITES = [
@@ -12,24 +12,44 @@ SITES = [
     GateSite("b", 12, (10, 7), True),
     GateSite("c", 20, (20,), False),
 ]
-CONFIGS = [DDIConfig(group_size=4), DDIConfig(channels=False), DDIConfig(layers=False, threshold=0.3)]
+DENSE_SITES = [
+    GateSite("first", 8, (), False, "dense_layer"),
+    GateSite("second", 12, (10,), False, "dense_layer"),
+    GateSite("third", 16, (10,), False, "dense_layer"),
+]
+CONFIGS = [
+    DDIConfig(group_size=4),
+    DDIConfig(channels=False),
+    DDIConfig(layers=False, threshold=0.3),
+    DenseDDIConfig(group_size=4),
+]
+
+
+def build(config):
+    return config.build(sites_of(config))
+
+
+def sites_of(config):
+    return DENSE_SITES if isinstance(config, DenseDDIConfig) else SITES
 
 
 def run(gates, pooled):
-    """Decisions of all sites in order, on maps that are constant, so that their means are `pooled`."""
+    """Decisions of all sites in order, on means, or on constant maps that have them."""
     state, decisions = None, []
-    for site in SITES:
-        x = pooled[:, : site.in_channels, None, None].expand(-1, -1, 3, 2)
+    for site in sites_of(gates.config):
+        x = pooled[:, : site.in_channels]
+        if site.kind == "residual_block":
+            x = x[:, :, None, None].expand(-1, -1, 3, 2)
         state = gates.initial_state(x) if state is None else state
         decision, state = gates.decide(site, x, state)
         decisions.append(decision)
     return decisions
 
 
-@pytest.fixture(params=CONFIGS, ids=["both", "layers", "channels"])
+@pytest.fixture(params=CONFIGS, ids=["both", "layers", "channels", "dense"])
 def gates(request):
     torch.manual_seed(0)
-    gates = request.param.build(SITES)
+    gates = build(request.param)
     with torch.no_grad():
         for parameter in gates.parameters():
             parameter.normal_()
@@ -38,17 +58,17 @@ def gates(request):
 
 def test_shapes_and_dtypes(gates):
     config = gates.config
-    for site, decision in zip(SITES, run(gates, torch.rand(6, 20)), strict=True):
-        assert (decision.keep is not None) == (config.layers and site.skippable)
+    for site, decision in zip(sites_of(config), run(gates, torch.rand(6, 20)), strict=True):
+        assert (decision.keep is not None) == (site.skippable and config.layers)
         if decision.keep is not None:
             assert decision.keep.shape == (6,) and decision.keep.dtype == torch.bool
-        expected = [-(-c // config.group_size) for c in site.interior] if config.channels else []
+        expected = [-(-c // config.group_size) for c in site.interior if getattr(config, "channels", True)]
         assert [m.open.shape for m in decision.masks] == [(6, g) for g in expected]
 
 
 def test_starts_open():
     for config in CONFIGS:
-        for decision in run(config.build(SITES), torch.rand(8, 20) * 3):
+        for decision in run(build(config), torch.rand(8, 20) * 3):
             assert decision.keep is None or decision.keep.all()
             assert all(mask.open.all() for mask in decision.masks)
 
@@ -63,7 +83,7 @@ def test_straight_through_gradient_reaches_every_parameter(gates):
     total.backward()
     unreached = [n for n, p in gates.named_parameters() if p.grad is None or not p.grad.any()]
     # The projection of a width whose only site has nothing to decide feeds nothing.
-    allowed = {"project.20.weight", "project.20.bias"} if not gates.config.channels else set()
+    allowed = {"project.20.weight", "project.20.bias"} if gates.config == DDIConfig(channels=False) else set()
     assert set(unreached) <= allowed
 
 
@@ -104,11 +124,11 @@ def test_decisions_depend_on_earlier_blocks_through_the_lstm():
 def test_macs_equal_the_flops_counted(gates):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run(gates, torch.rand(1, 20))
-    assert counter.get_total_flops() // 2 == sum(gates.macs(site) for site in SITES)
+    assert counter.get_total_flops() // 2 == sum(gates.macs(site) for site in sites_of(gates.config))
 
 
 def test_state_dict_round_trip(gates):
-    other = gates.config.build(SITES)
+    other = build(gates.config)
     other.load_state_dict(gates.state_dict())
     pooled = torch.rand(3, 20)
     for a, b in zip(run(gates, pooled), run(other, pooled), strict=True):

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from gated_models import images, mixed_model, tiny_bottlenecks
-from torchvision_keys import resnet_keys
+from torchvision_keys import densenet_keys, resnet_keys
 
 import ddi
 import ddi_kernels
@@ -35,6 +35,10 @@ def test_depth_and_output(name):
         ("resnet34", resnet_keys((3, 4, 6, 3), bottleneck=False), 21_797_672),
         ("resnet50", resnet_keys((3, 4, 6, 3), bottleneck=True), 25_557_032),
         ("resnet101", resnet_keys((3, 4, 23, 3), bottleneck=True), 44_549_160),
+        ("densenet121", densenet_keys((6, 12, 24, 16), 32), 7_978_856),
+        ("densenet161", densenet_keys((6, 12, 36, 24), 48), 28_681_000),
+        ("densenet169", densenet_keys((6, 12, 32, 32), 32), 14_149_480),
+        ("densenet201", densenet_keys((6, 12, 48, 32), 32), 20_013_928),
     ],
 )
 def test_torchvision_weights_fit(name, keys, parameters):
@@ -44,12 +48,11 @@ def test_torchvision_weights_fit(name, keys, parameters):
     assert sum(p.numel() for p in model.parameters()) == parameters  # as torchvision publishes it
 
 
-def test_plain_models_can_be_exported():
-    x = torch.randn(2, 3, 32, 32)
-    for make in SMALL[1:]:
-        model = (make() if callable(make) else ddi.create_model(make)).eval()
-        with torch.no_grad():
-            torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
+@pytest.mark.parametrize("name", ["cifar_resnet8", "resnet18", "densenet_bc40", "densenet121"])
+def test_plain_models_can_be_exported(name):
+    model, x = ddi.create_model(name).eval(), images(2)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
 
 
 def test_macs_of_resnet20_by_hand():
@@ -76,6 +79,30 @@ def test_macs_of_resnet50_by_hand():
         expected += before * c * area * stride**2 + (9 * c * c + 4 * c * c + before * 4 * c) * area
         expected += (blocks - 1) * (4 * c * c + 9 * c * c + 4 * c * c) * area
     assert dense_macs(ddi.create_model("resnet50"), (1, 3, 224, 224)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "growth", "depths", "stem", "side", "giga"),
+    [
+        ("densenet_bc40", 12, (6, 6, 6), 3 * 24 * 9 * 32 * 32, 32, 0.072),
+        ("densenet_bc100", 12, (16, 16, 16), 3 * 24 * 9 * 32 * 32, 32, 0.288),  # the paper: 0.3
+        ("densenet121", 32, (6, 12, 24, 16), 3 * 64 * 49 * 112 * 112, 56, 2.834),
+    ],
+)
+def test_macs_of_densenets_by_hand(name, growth, depths, stem, side, giga):
+    expected, channels = stem, 2 * growth
+    for depth in depths:
+        for _ in range(depth):
+            expected += (channels * 4 * growth + 9 * 4 * growth * growth) * side * side
+            channels += growth
+        if side > 8:  # a transition follows, whose convolution comes before its pooling
+            expected += channels * channels // 2 * side * side
+            channels, side = channels // 2, side // 2
+    model = ddi.create_model(name)
+    expected += channels * model.classifier.out_features
+    image = 32 if "bc" in name else 224
+    assert dense_macs(model, (1, 3, image, image)) == expected
+    assert expected / 1e9 == pytest.approx(giga, abs=5e-4)
 
 
 @pytest.mark.parametrize("config", [dict(), dict(channels=False), dict(layers=False), dict(group_size=6)])

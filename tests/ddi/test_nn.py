@@ -115,9 +115,12 @@ def test_macs_of_a_bottleneck_are_the_products_of_what_is_open():
     assert gated.dense_macs(torch.Size((2, 12, 6, 6))) == 12 * 8 * 36 + (8 * 8 * 9 + 8 * 32) * 9 + projection
 
 
-def test_the_number_of_masks_is_checked():
+def test_decisions_for_other_blocks_are_refused():
+    mask, x = Mask(torch.ones(1, 7, dtype=torch.bool)), torch.randn(1, 28, 4, 4)
     with pytest.raises(ValueError, match=r"GatedBottleneck: got 1 masks.*\(2\)"):
-        bottleneck()(torch.randn(1, 28, 4, 4), Decision(masks=(Mask(torch.ones(1, 7, dtype=torch.bool)),)))
+        bottleneck()(x, Decision(masks=(mask,)))
+    with pytest.raises(ValueError, match="got in_mask, expected None"):
+        bottleneck()(x, Decision(in_mask=mask))
 
 
 @pytest.mark.parametrize("make", [block, bottleneck])

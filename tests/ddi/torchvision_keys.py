@@ -25,3 +25,22 @@ def resnet_keys(depths, bottleneck):
                 keys[f"{at}.downsample.0.weight"] = (out, before, 1, 1)
                 keys |= _norm(f"{at}.downsample.1", out)
     return {**keys, "fc.weight": (1000, out), "fc.bias": (1000,)}
+
+
+def densenet_keys(depths, growth):
+    """Of a DenseNet on 1000 classes: features.conv0 to features.norm5, classifier."""
+    channels = 2 * growth
+    keys = {"conv0.weight": (channels, 3, 7, 7), **_norm("norm0", channels)}
+    for block, depth in enumerate(depths, 1):
+        for layer in range(1, depth + 1):
+            at = f"denseblock{block}.denselayer{layer}"
+            keys |= {**_norm(f"{at}.norm1", channels), **_norm(f"{at}.norm2", 4 * growth)}
+            keys[f"{at}.conv1.weight"] = (4 * growth, channels, 1, 1)
+            keys[f"{at}.conv2.weight"] = (growth, 4 * growth, 3, 3)
+            channels += growth
+        if block < len(depths):
+            keys |= _norm(f"transition{block}.norm", channels)
+            keys[f"transition{block}.conv.weight"] = (channels // 2, channels, 1, 1)
+            channels //= 2
+    keys = {f"features.{key}": shape for key, shape in {**keys, **_norm("norm5", channels)}.items()}
+    return {**keys, "classifier.weight": (1000, channels), "classifier.bias": (1000,)}

@@ -2,6 +2,6 @@
 
 from .registry import create_model, list_models, register_model
 
-from . import resnet  # noqa: F401  (registers its variants)  # isort: skip
+from . import densenet, resnet  # noqa: F401  (register their variants)  # isort: skip
 
 __all__ = ["create_model", "list_models", "register_model"]

@@ -7,13 +7,22 @@ with a config dataclass whose `build(sites)` makes the network, and one line bel
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from ..decision import Decision
 
-__all__ = ["DDIConfig", "Gate", "GateConfig", "GateSite", "config_from_dict", "config_to_dict"]
+__all__ = [
+    "DDIConfig",
+    "DenseDDIConfig",
+    "Gate",
+    "GateConfig",
+    "GateSite",
+    "config_from_dict",
+    "config_to_dict",
+    "require_kind",
+]
 
 
 @dataclass(frozen=True)
@@ -23,14 +32,25 @@ class GateSite:
     Args:
         name: the block's module path with dots replaced by "_".
         in_channels: channels of the block's input, which the gate sees pooled.
-        interior: channels of each interior tensor that can be gated.
+        interior: channels of each tensor that can be gated: the interior ones of a residual block, the new
+            channels of a dense layer. Empty where channels are not decided on.
         skippable: whether the block keeps its input's shape, so that its shortcut can stand for it.
+        kind: "residual_block", or "dense_layer" for all that reads the concatenation of a dense block.
     """
 
     name: str
     in_channels: int
     interior: tuple[int, ...]
     skippable: bool
+    kind: Literal["residual_block", "dense_layer"] = "residual_block"
+
+
+def require_kind(config: Any, sites: list[GateSite], kind: str, other: str) -> None:
+    """Raises ValueError, naming the `other` config, unless all sites are of the kind that config gates."""
+    for site in sites:
+        if site.kind != kind:
+            name = type(config).__name__
+            raise ValueError(f"{name}: gates a {kind}, but {site.name!r} is a {site.kind}; use ddi.{other}")
 
 
 class Gate(Protocol):
@@ -40,7 +60,11 @@ class Gate(Protocol):
         """The state before the first block of a pass whose input is x: float[N, C, H, W]."""
 
     def decide(self, site: GateSite, x: Tensor, state: Any) -> tuple[Decision, Any]:
-        """The decision for one block from its input float[N, in_channels, H, W], and the next state."""
+        """The decision for one block, and the next state.
+
+        x is the block's input float[N, in_channels, H, W]; of a dense layer it is the means over the pixels,
+        float[N, in_channels], 0 for closed channels.
+        """
 
     def macs(self, site: GateSite) -> int:
         """Multiply-adds that `decide` spends on one sample."""
@@ -54,8 +78,9 @@ class GateConfig(Protocol):
 
 
 from .ddi import DDIConfig  # noqa: E402  (the gate files import GateSite from here)
+from .dense_ddi import DenseDDIConfig  # noqa: E402
 
-_CONFIGS: dict[str, Any] = {"ddi": DDIConfig}
+_CONFIGS: dict[str, Any] = {"ddi": DDIConfig, "dense_ddi": DenseDDIConfig}
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ddi_kernels import gate_logits, gate_plan
 
 from ..decision import Decision, Mask
-from . import GateSite
+from . import GateSite, require_kind
 
 __all__ = ["ChannelGate", "DDIConfig", "DDIGates"]
 
@@ -52,20 +52,32 @@ class DDIConfig:
     def __post_init__(self) -> None:
         if not (self.layers or self.channels):
             raise ValueError("DDIConfig: layers and channels are both False; turn one on")
-        for name in ("group_size", "hidden", "channel_hidden"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"DDIConfig: {name} must be a positive int, got {value!r}")
-        if not 0.0 < self.threshold < 1.0:
-            raise ValueError(f"DDIConfig: threshold must lie in (0, 1), got {self.threshold!r}")
+        check_sizes(self, ("group_size", "hidden", "channel_hidden"))
+        threshold_logit("DDIConfig", self.threshold)
 
     def build(self, sites: list[GateSite]) -> DDIGates:
-        """The gate networks for the given blocks."""
+        """The gate networks for the given residual blocks."""
+        require_kind(self, sites, "residual_block", "DenseDDIConfig")
         return DDIGates(self, sites)
 
 
+def check_sizes(config: Any, names: tuple[str, ...]) -> None:
+    """Raises ValueError unless these fields of a gate config are positive ints."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{type(config).__name__}: {name} must be a positive int, got {value!r}")
+
+
+def threshold_logit(caller: str, threshold: float) -> float:
+    """p > threshold is logit > this, without a sigmoid at inference."""
+    if not 0.0 < threshold < 1.0:
+        raise ValueError(f"{caller}: threshold must lie in (0, 1), got {threshold!r}")
+    return math.log(threshold / (1.0 - threshold))
+
+
 class ChannelGate(nn.Module):
-    """Weights of Linear -> ReLU -> Linear, pooled input and LSTM state to one logit per channel group."""
+    """Weights of Linear -> ReLU -> Linear, from what a gate sees to one logit per channel group."""
 
     def __init__(self, in_features: int, hidden: int, groups: int, open_bias: float) -> None:
         super().__init__()
@@ -101,10 +113,7 @@ class DDIGates(nn.Module):
 
     def set_threshold(self, threshold: float) -> None:
         """Moves the threshold of every gate; lower opens more. Not part of the state_dict."""
-        if not 0.0 < threshold < 1.0:
-            raise ValueError(f"set_threshold: threshold must lie in (0, 1), got {threshold!r}")
-        # p > threshold is logit > this, without a sigmoid at inference.
-        self.threshold_logit = math.log(threshold / (1.0 - threshold))
+        self.threshold_logit = threshold_logit("set_threshold", threshold)
 
     def initial_state(self, x: Tensor) -> LSTMState:
         zeros = x.new_zeros(x.shape[0], self.config.hidden)

@@ -3,7 +3,18 @@
 from .gated_basic_block import GatedBasicBlock
 from .gated_bottleneck import GatedBottleneck
 from .gated_conv2d import GatedConv2d
+from .gated_dense_layer import GatedDenseLayer
+from .gated_transition import GatedNorm, GatedTransition
 from .layer_skip import LayerSkip
 from .prepared import prepare_
 
-__all__ = ["GatedBasicBlock", "GatedBottleneck", "GatedConv2d", "LayerSkip", "prepare_"]
+__all__ = [
+    "GatedBasicBlock",
+    "GatedBottleneck",
+    "GatedConv2d",
+    "GatedDenseLayer",
+    "GatedNorm",
+    "GatedTransition",
+    "LayerSkip",
+    "prepare_",
+]

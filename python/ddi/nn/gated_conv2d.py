@@ -80,7 +80,7 @@ class GatedConv2d(nn.Conv2d, PreparedModule):
         if not runs_sparse(x, self, Decision(masks=masks)):
             return self._forward_dense(x, in_mask, out_mask, residual, activation)
         if in_mask is not None and in_mask.scale is not None:
-            x = x * in_mask.weights(self.in_channels)[:, :, None, None]
+            x = in_mask.apply(x)
         return self.prepared()(
             x,
             in_mask=None if in_mask is None else in_mask.open,
@@ -101,7 +101,7 @@ class GatedConv2d(nn.Conv2d, PreparedModule):
         activation: Literal["relu"] | None,
     ) -> Tensor:
         if in_mask is not None:
-            x = x * in_mask.weights(self.in_channels)[:, :, None, None]
+            x = in_mask.apply(x)
         # The straight-through bits go in as per-channel scale: no mask, so closed channels get a gradient.
         return gated_conv2d(
             x,

@@ -111,6 +111,10 @@ class GatedResidualBlock(GatedBlock):
         elif len(decision.masks) not in (0, len(self.site.interior)):
             expected = f"none or one for each interior tensor ({len(self.site.interior)})"
             raise ValueError(f"{type(self).__name__}: got {len(decision.masks)} masks, expected {expected}")
+        elif decision.in_mask is not None:
+            raise ValueError(
+                f"{type(self).__name__}: got in_mask, expected None: its shortcut reads all of x"
+            )
         if runs_sparse(x, self, decision):
             return self._forward_sparse(x, decision)
         return self._forward_dense(x, decision)
@@ -121,7 +125,7 @@ class GatedResidualBlock(GatedBlock):
         for i, (conv, bn) in enumerate(inner):
             y = F.relu(bn(conv(y)))
             if decision.masks:
-                y = y * decision.masks[i].weights(y.shape[1]).to(y.dtype)[:, :, None, None]
+                y = decision.masks[i].apply(y)
         y = last_bn(last_conv(y))
         if decision.keep_scale is not None:
             y = y * decision.keep_scale[:, None, None, None]

@@ -1,0 +1,131 @@
+"""DenseNet-BC (Huang et al., arXiv 1608.06993): for 32x32 images of depth 40 and 100, and the ImageNet ones.
+
+A dense layer adds a few new channels to the concatenation of all before it; a transition halves channels and
+map. Modules are named as in torchvision, whose state_dict loads into the ImageNet ones as it is:
+`features.conv0, norm0, denseblock1.denselayer1, transition1, ..., norm5` and `classifier`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from .registry import register_model
+
+__all__ = ["DenseBlock", "DenseLayer", "DenseNet", "Transition"]
+
+
+class DenseLayer(nn.Module):
+    """The new channels conv2(relu(norm2(conv1(relu(norm1(x)))))) of a concatenation x, 1x1 and 3x3."""
+
+    def __init__(self, in_channels: int, growth: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, 4 * growth, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(4 * growth)
+        self.conv2 = nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+
+
+class DenseBlock(nn.Sequential):
+    """Layers that each see the block's input and all new channels before them."""
+
+    def __init__(self, in_channels: int, growth: int, depth: int) -> None:
+        super().__init__()
+        for i in range(depth):
+            self.add_module(f"denselayer{i + 1}", DenseLayer(in_channels + i * growth, growth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = torch.cat((x, layer(x)), dim=1)
+        return x
+
+
+class Transition(nn.Module):
+    """avg_pool(conv(relu(norm(x)))): half the channels and half the map."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.conv = nn.Conv2d(in_channels, in_channels // 2, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(self.conv(F.relu(self.norm(x))), 2)
+
+
+class DenseNet(nn.Module):
+    """float[N, 3, H, W] -> logits float[N, num_classes].
+
+    Args:
+        growth: new channels of a layer.
+        depths: layers of each dense block.
+        width: channels of the stem.
+        stem: "cifar", one 3x3 convolution, or "imagenet", which goes to a quarter of the size first.
+        num_classes: width of the classifier.
+    """
+
+    def __init__(
+        self,
+        growth: int,
+        depths: Sequence[int],
+        width: int,
+        stem: Literal["cifar", "imagenet"],
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"DenseNet: num_classes must be a positive int, got {num_classes!r}")
+        large, channels = stem == "imagenet", width
+        self.features = nn.Sequential()
+        self.features.add_module(
+            "conv0", nn.Conv2d(3, width, *((7, 2, 3) if large else (3, 1, 1)), bias=False)
+        )
+        if large:
+            self.features.add_module("norm0", nn.BatchNorm2d(width))
+            self.features.add_module("relu0", nn.ReLU(inplace=True))
+            self.features.add_module("pool0", nn.MaxPool2d(3, 2, 1))
+        for i, depth in enumerate(depths, 1):
+            self.features.add_module(f"denseblock{i}", DenseBlock(channels, growth, depth))
+            channels += depth * growth
+            if i < len(depths):
+                self.features.add_module(f"transition{i}", Transition(channels))
+                channels //= 2
+        self.features.add_module("norm5", nn.BatchNorm2d(channels))
+        self.classifier = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise ValueError(f"DenseNet: expected input (N, 3, H, W), got {tuple(x.shape)}")
+        return self.classifier(F.relu(self.features(x)).mean((2, 3)))
+
+
+def _register_cifar(depth: int) -> None:
+    @register_model(f"densenet_bc{depth}")
+    def build(num_classes: int = 10) -> nn.Module:
+        return DenseNet(12, ((depth - 4) // 6,) * 3, 24, "cifar", num_classes)
+
+
+def _register(depth: int, depths: Sequence[int], growth: int = 32) -> None:
+    @register_model(f"densenet{depth}")
+    def build(num_classes: int = 1000) -> nn.Module:
+        return DenseNet(growth, depths, 2 * growth, "imagenet", num_classes)
+
+
+for _depth in (40, 100):
+    _register_cifar(_depth)
+
+_register(121, (6, 12, 24, 16))
+_register(161, (6, 12, 36, 24), growth=48)
+_register(169, (6, 12, 32, 32))
+_register(201, (6, 12, 48, 32))
