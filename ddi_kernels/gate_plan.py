@@ -2,7 +2,8 @@
 
 The gates of Dual Dynamic Inference (arXiv 1907.04523) cost some thousand multiply-adds a sample, less than
 the dispatch of the thirty torch operators they are made of; the native kernel does them in one call, in any
-layout of x. Where the producer of x already pooled it, its means are taken in place of x, and x is not read.
+layout of x. Without an LSTM the channel gate reads the pooled input alone. Where the producer of x already
+pooled it, its means are taken in place of x, and x is not read.
 `gate_logits` is the same computation before the threshold, differentiable, for training.
 
 The result is bits, not lists: how a mask becomes a list depends on its consumer (the width of the tensor, its
@@ -31,7 +32,7 @@ def gate_logits(
     x: Tensor,
     h: Tensor,
     c: Tensor,
-    lstm: Sequence[Tensor],
+    lstm: Sequence[Tensor] = (),
     layer: Sequence[Tensor] = (),
     channel: Sequence[Tensor] = (),
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
@@ -56,7 +57,8 @@ def gate_logits(
         (True, True, True)
     """
     pooled = _as_image(x).mean((2, 3))
-    h, c = torch.lstm_cell(F.linear(pooled, lstm[0], lstm[1]), (h, c), *lstm[2:])
+    if lstm:
+        h, c = torch.lstm_cell(F.linear(pooled, lstm[0], lstm[1]), (h, c), *lstm[2:])
     keep = F.linear(h, layer[0], layer[1]).squeeze(1) if layer else None
     if not channel:
         return keep, None, h, c
@@ -68,7 +70,7 @@ def gate_plan(
     x: Tensor,
     h: Tensor,
     c: Tensor,
-    lstm: Sequence[Tensor],
+    lstm: Sequence[Tensor] = (),
     layer: Sequence[Tensor] = (),
     channel: Sequence[Tensor] = (),
     threshold: float = 0.0,
@@ -80,8 +82,10 @@ def gate_plan(
             gated blocks return with pool=True); of any strides.
         h, c: Tensor[N, hidden], the LSTM's state, of x's dtype like all weights.
         lstm: project [hidden, C] and its bias [hidden], then the LSTM cell's w_ih and w_hh
-            [4 hidden, hidden], b_ih and b_hh [4 hidden], as torch.nn.LSTMCell keeps them.
-        layer: weight [1, hidden] and bias [1] of the layer gate; empty: every sample is kept.
+            [4 hidden, hidden], b_ih and b_hh [4 hidden], as torch.nn.LSTMCell keeps them; empty:
+            hidden = 0, and the channel gate reads the means alone.
+        layer: weight [1, hidden] and bias [1] of the layer gate; empty, as it must be without lstm:
+            every sample is kept.
         channel: reduce [R, C + hidden], bias [R], expand [G, R], bias [G] of the channel gate;
             empty: G = 0.
         threshold: a bit is set where its logit is above.
@@ -132,16 +136,23 @@ def check_args(x: Any, h: Any, c: Any, lstm: Any, layer: Any, channel: Any) -> t
         expected = "a floating dtype and shape [N, C, H, W] or [N, C], no zero but N"
         raise argument_error(_NAME, "x", describe(x), expected)
     for name, values, counts in (
-        ("lstm", lstm, (6,)),
+        ("lstm", lstm, (0, 6)),
         ("layer", layer, (0, 2)),
         ("channel", channel, (0, 4)),
     ):
         if len(values) not in counts:
             raise argument_error(_NAME, name, f"{len(values)} tensors", f"one of {counts} tensors")
-    check_tensor(_NAME, "lstm[0]", lstm[0], dims=2)
-    channels, hidden = x.shape[1], lstm[0].shape[0]
-    square, wide = (4 * hidden, hidden), (4 * hidden,)
-    _check_list("lstm", lstm, [(hidden, channels), (hidden,), square, square, wide, wide], x)
+    if layer and not lstm:
+        expected = "none without lstm, whose state it reads"
+        raise argument_error(_NAME, "layer", f"{len(layer)} tensors", expected)
+    channels, hidden = x.shape[1], 0
+    if lstm:
+        check_tensor(_NAME, "lstm[0]", lstm[0], dims=2)
+        hidden = lstm[0].shape[0]
+        if hidden == 0:
+            raise argument_error(_NAME, "lstm[0]", describe(lstm[0]), "at least one row")
+        square, wide = (4 * hidden, hidden), (4 * hidden,)
+        _check_list("lstm", lstm, [(hidden, channels), (hidden,), square, square, wide, wide], x)
     check_like(_NAME, "h", h, (x.shape[0], hidden), x.dtype, like=x)
     check_like(_NAME, "c", c, (x.shape[0], hidden), x.dtype, like=x)
     if layer:
@@ -161,13 +172,14 @@ def reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Plain torch `gate_plan`, the specification of all other implementations."""
     check_args(x, h, c, lstm, layer, channel)
-    keep, open, h, c = gate_logits(x, h, c, lstm, layer, channel)
+    keep, open, h_next, c_next = gate_logits(x, h, c, lstm, layer, channel)
     n = x.shape[0]
     return (
         x.new_ones(n, dtype=torch.bool) if keep is None else keep > threshold,
         x.new_empty((n, 0), dtype=torch.bool) if open is None else open > threshold,
-        h,
-        c,
+        # An operator may not return its arguments.
+        h_next if lstm else h.clone(),
+        c_next if lstm else c.clone(),
     )
 
 

@@ -1,6 +1,6 @@
 // The gates of one block for a batch: pooled input -> linear -> LSTM step -> layer bit and channel
-// bits. Some thousand multiply-adds a sample, so what counts is that it is one call: no tensor, no
-// dispatch and no allocation between the steps.
+// bits; or, without an LSTM, pooled input -> channel bits. Some thousand multiply-adds a sample, so
+// what counts is that it is one call: no tensor, no dispatch and no allocation between the steps.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace ddi {
 // Row-major [out, in] weights, as torch.nn.Linear and LSTMCell keep them (gate order i, f, g, o).
 template <class T>
 struct GateWeights {
-  int64_t channels, hidden;
+  int64_t channels, hidden;         // hidden 0: no LSTM, so none of its weights and no layer gate
   const T *project, *project_bias;  // [hidden, channels], [hidden]
   const T *w_ih, *w_hh;             // [4 hidden, hidden]
   const T *b_ih, *b_hh;             // [4 hidden]
@@ -28,11 +28,11 @@ struct GatePlan {
   int64_t samples, pixels;
   bool channels_last;  // x is [pixels][channels] in each sample, else [channels][pixels]
   const T* x;
-  const T *h, *c;  // [samples, hidden]
-  T threshold;     // of the logits: a bit is set above it
-  uint8_t* keep;   // [samples]
-  uint8_t* open;   // [samples, groups]
-  T *h_out, *c_out;
+  const T *h, *c;    // [samples, hidden], not read if hidden is 0
+  T threshold;       // of the logits: a bit is set above it
+  uint8_t* keep;     // [samples]
+  uint8_t* open;     // [samples, groups]
+  T *h_out, *c_out;  // [samples, hidden], not written if hidden is 0
 };
 
 // Bytes of scratch for this many tasks at a time.

@@ -3,6 +3,7 @@
 
 #include "isa.h"
 #include "micro_depthwise.h"
+#include "micro_gate.h"
 #include "micro_winograd.h"
 
 namespace ddi {
@@ -64,6 +65,12 @@ DepthwiseTileFn<float> depthwise_tile<float>() {
               kDepthwiseAvx512F32, kDepthwiseAvx512F32);
 }
 
+template <>
+const GateMicro<float>& gate_micro<float>() {
+  return pick(kGateScalarF32, kGateAvx2F32, kGateAvx512F32, kGateAvx512F32, kGateAvx512F32,
+              kGateAvx512F32);
+}
+
 const WinogradMicro& winograd_micro() {
   return pick(kWinogradScalar, kWinogradAvx2, kWinogradAvx512, kWinogradAvx512, kWinogradAvx512,
               kWinogradAvx512);
@@ -94,12 +101,22 @@ DepthwiseTileFn<float> depthwise_tile<float>() {
   return kDepthwiseScalarF32;
 }
 
+template <>
+const GateMicro<float>& gate_micro<float>() {
+  return kGateScalarF32;
+}
+
 const WinogradMicro& winograd_micro() { return kWinogradScalar; }
 #endif
 
 template <>
 DepthwiseTileFn<double> depthwise_tile<double>() {
   return kDepthwiseScalarF64;
+}
+
+template <>
+const GateMicro<double>& gate_micro<double>() {
+  return kGateScalarF64;
 }
 
 }  // namespace ddi

@@ -7,6 +7,7 @@
 #include "micro.h"
 
 DDI_REGION_AVX2
+#include "micro_avx2_lanes.h"
 #include "micro_avx2_pixels.h"
 #include "micro_avx2_tile.h"
 

@@ -12,6 +12,7 @@
 #include "micro.h"
 
 DDI_REGION_AVX512_AMX
+#include "micro_avx512_lanes.h"
 #include "micro_avx512_pixels.h"
 #include "micro_avx512_tile.h"
 

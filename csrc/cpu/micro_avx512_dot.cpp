@@ -7,6 +7,7 @@
 #include "micro.h"
 
 DDI_REGION_AVX512_BF16
+#include "micro_avx512_lanes.h"
 #include "micro_avx512_pixels.h"
 #include "micro_avx512_tile.h"
 

@@ -8,6 +8,7 @@
 #include "micro.h"
 
 DDI_REGION_AVX512_VNNI
+#include "micro_avx512_lanes.h"
 #include "micro_avx512_panel.h"
 #include "micro_avx512_pixels.h"
 #include "micro_avx512_tile.h"

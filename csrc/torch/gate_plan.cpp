@@ -12,9 +12,9 @@ namespace {
 constexpr const char* kOp = "gate_plan";
 using Tensors = std::vector<Tensor>;
 
-void check_count(const char* name, const Tensors& list, size_t full, bool may_be_empty) {
-  STD_TORCH_CHECK(list.size() == full || (may_be_empty && list.empty()), kOp, ": ", name, " holds ",
-                  list.size(), " tensors; expected ", full, may_be_empty ? " or none" : "");
+void check_count(const char* name, const Tensors& list, size_t full) {
+  STD_TORCH_CHECK(list.size() == full || list.empty(), kOp, ": ", name, " holds ", list.size(),
+                  " tensors; expected ", full, " or none");
 }
 
 // One weight: on the CPU, of x's dtype, of this shape, dense.
@@ -30,18 +30,26 @@ const T* weight(const char* name, Tensors& list, size_t i, const Tensor& x,
 
 template <class T>
 GateWeights<T> check_weights(const Tensor& x, Tensors& lstm, Tensors& layer, Tensors& channel) {
-  check_count("lstm", lstm, 6, false);
-  check_count("layer", layer, 2, true);
-  check_count("channel", channel, 4, true);
+  check_count("lstm", lstm, 6);
+  check_count("layer", layer, 2);
+  check_count("channel", channel, 4);
+  STD_TORCH_CHECK(!lstm.empty() || layer.empty(), kOp, ": layer holds ", layer.size(),
+                  " tensors; expected none without lstm, whose state it reads");
   GateWeights<T> w = {};
-  check_dim(kOp, "lstm[0]", lstm[0], 2, "[hidden, channels]");
-  const int64_t channels = w.channels = x.size(1), hidden = w.hidden = lstm[0].size(0);
-  w.project = weight<T>("lstm[0]", lstm, 0, x, {hidden, channels});
-  w.project_bias = weight<T>("lstm[1]", lstm, 1, x, {hidden});
-  w.w_ih = weight<T>("lstm[2]", lstm, 2, x, {4 * hidden, hidden});
-  w.w_hh = weight<T>("lstm[3]", lstm, 3, x, {4 * hidden, hidden});
-  w.b_ih = weight<T>("lstm[4]", lstm, 4, x, {4 * hidden});
-  w.b_hh = weight<T>("lstm[5]", lstm, 5, x, {4 * hidden});
+  const int64_t channels = w.channels = x.size(1);
+  if (!lstm.empty()) {
+    check_dim(kOp, "lstm[0]", lstm[0], 2, "[hidden, channels]");
+    STD_TORCH_CHECK(lstm[0].size(0) > 0, kOp, ": lstm[0] has shape ", shape_of(lstm[0]),
+                    "; expected at least one row");
+    w.hidden = lstm[0].size(0);
+    w.project = weight<T>("lstm[0]", lstm, 0, x, {w.hidden, channels});
+    w.project_bias = weight<T>("lstm[1]", lstm, 1, x, {w.hidden});
+    w.w_ih = weight<T>("lstm[2]", lstm, 2, x, {4 * w.hidden, w.hidden});
+    w.w_hh = weight<T>("lstm[3]", lstm, 3, x, {4 * w.hidden, w.hidden});
+    w.b_ih = weight<T>("lstm[4]", lstm, 4, x, {4 * w.hidden});
+    w.b_hh = weight<T>("lstm[5]", lstm, 5, x, {4 * w.hidden});
+  }
+  const int64_t hidden = w.hidden;
   if (!layer.empty()) {
     w.layer = weight<T>("layer[0]", layer, 0, x, {1, hidden});
     w.layer_bias = weight<T>("layer[1]", layer, 1, x, {1});

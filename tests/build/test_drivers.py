@@ -12,11 +12,20 @@ import pytest
 LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
 
-@pytest.mark.parametrize("isa", LEVELS)
-def test_no_driver_allocates(isa: str, compile_program: Callable[..., Path]) -> None:
-    program = compile_program("allocation_check", "-O2")
+def run(program: Path, isa: str) -> str:
     finished = subprocess.run([program, isa], capture_output=True, text=True)
     if finished.returncode == 2:
         pytest.skip(f"this machine has no {isa}")
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert f"ran {isa}: counting works, 0 failed" in finished.stdout
+    assert finished.stdout.startswith(f"ran {isa}: ")
+    return finished.stdout
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+def test_no_driver_allocates(isa: str, compile_program: Callable[..., Path]) -> None:
+    assert "counting works, 0 failed" in run(compile_program("allocation_check", "-O2"), isa)
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+def test_the_functions_of_gates(isa: str, compile_program: Callable[..., Path]) -> None:
+    assert "95197 values, 0 failed" in run(compile_program("gate_check", "-O2"), isa)

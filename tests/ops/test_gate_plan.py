@@ -10,7 +10,7 @@ from ddi_kernels import gate_logits, gate_plan
 
 
 def gates(channels, hidden=10, reduced=16, groups=5, dtype=torch.float32, seed=0):
-    """Random weights: lstm, layer and channel lists."""
+    """Random weights: lstm, layer and channel lists; the first two are empty if hidden is 0."""
     generator = torch.Generator().manual_seed(seed)
 
     def weight(*shape):
@@ -20,7 +20,7 @@ def gates(channels, hidden=10, reduced=16, groups=5, dtype=torch.float32, seed=0
     lstm += [weight(4 * hidden, hidden), weight(4 * hidden), weight(4 * hidden)]
     layer = [weight(1, hidden), weight(1)]
     channel = [weight(reduced, channels + hidden), weight(reduced), weight(groups, reduced), weight(groups)]
-    return dict(lstm=lstm, layer=layer, channel=channel)
+    return dict(lstm=lstm if hidden else [], layer=layer if hidden else [], channel=channel)
 
 
 def inputs(n, channels, hidden=10, dtype=torch.float32, size=(7, 5)):
@@ -42,13 +42,30 @@ def test_by_hand():
     assert keep.tolist() == [0.5 * math.tanh(cell) > 0.4] and open.shape == (1, 0)
 
 
+def test_by_hand_without_an_lstm(backend):
+    # Means 1 and 3; reduced = relu(1 - 3), relu(1 + 3) = 0, 4; logits -0.5, 4 - 3.5.
+    x = torch.tensor([[[[0.0, 2.0]], [[3.0, 3.0]]]])
+    channel = [
+        torch.tensor([[1.0, -1.0], [1.0, 1.0]]),
+        torch.zeros(2),
+        torch.tensor([[1.0, 0.0], [1.0, 1.0]]),
+    ]
+    channel += [torch.tensor([-0.5, -3.5])]
+    none = torch.empty(1, 0)
+    keep, open, h, c = gate_plan(x, none, none, channel=channel)
+    assert keep.tolist() == [True] and open.tolist() == [[False, True]]
+    assert h.shape == c.shape == (1, 0)
+    assert gate_logits(x, none, none, channel=channel)[1].tolist() == [[-0.5, 0.5]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [0, 1, 9])
 @pytest.mark.parametrize("channels", [1, 3, 16, 33])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "strided"])
-def test_equals_float64(backend, dtype, n, channels, layout):
-    weights = gates(channels, dtype=dtype)
-    x, h, c = inputs(n, channels, dtype=dtype)
+@pytest.mark.parametrize("hidden", [0, 10, 17])
+def test_equals_float64(kernel, dtype, n, channels, layout, hidden):
+    weights = gates(channels, hidden, dtype=dtype)
+    x, h, c = inputs(n, channels, hidden, dtype=dtype)
     if layout == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last)
     elif layout == "strided":
@@ -60,6 +77,9 @@ def test_equals_float64(backend, dtype, n, channels, layout):
     torch.testing.assert_close(h1.double(), h64, atol=atol, rtol=rtol)
     torch.testing.assert_close(c1.double(), c64, atol=atol, rtol=rtol)
     # A bit may differ only where rounding can carry the logit across the threshold.
+    if hidden == 0:
+        assert keep_logit is None and keep.dtype == torch.bool and keep.all()
+        keep_logit = keep.double()
     for bits, logits in ((keep, keep_logit), (open, open_logit)):
         clear = (logits - 0.3).abs() > 1e-5
         assert bits.dtype == torch.bool and torch.equal(bits[clear], (logits > 0.3)[clear])
@@ -110,11 +130,24 @@ def test_threads_do_not_change_a_bit(isa):  # torch, and so the reference, does 
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_nan_closes(backend):
-    weights, (x, h, c) = gates(4), inputs(2, 4)
+@pytest.mark.parametrize("hidden", [0, 10])
+def test_nan_closes(kernel, hidden):
+    weights, (x, h, c) = gates(4, hidden), inputs(2, 4, hidden)
     x[1] = float("nan")
-    keep, open, *_ = gate_plan(x, h, c, **weights)
-    assert not keep[1] and not open[1].any()
+    keep, open, h, c = gate_plan(x, h, c, **weights)
+    assert bool(keep[1]) == (hidden == 0) and not open[1].any()
+    assert h[1].isnan().all() and c[1].isnan().all() and h[0].isfinite().all()
+
+
+def test_saturated_gates(kernel):
+    weights, (x, h, c) = gates(4), inputs(2, 4)
+    x[0], x[1] = 1e6, -1e6  # logits of the LSTM's gates beyond the range of exp
+    expected = gate_logits(
+        x.double(), h.double(), c.double(), **{k: [w.double() for w in v] for k, v in weights.items()}
+    )
+    found = gate_plan(x, h, c, **weights)
+    for a, b in zip(found[2:], expected[2:], strict=True):
+        torch.testing.assert_close(a.double(), b, atol=1e-6, rtol=1e-5)
 
 
 def test_logits_are_differentiable():
@@ -129,8 +162,9 @@ def test_logits_are_differentiable():
     assert torch.autograd.gradcheck(run, leaves)
 
 
-def test_opcheck_and_compile():
-    weights, (x, h, c) = gates(6), inputs(3, 6)
+@pytest.mark.parametrize("hidden", [0, 10])
+def test_opcheck_and_compile(hidden):
+    weights, (x, h, c) = gates(6, hidden), inputs(3, 6, hidden)
     args = (x, h, c, weights["lstm"], weights["layer"], weights["channel"], 0.1)
     results = torch.library.opcheck(torch.ops.ddi.gate_plan.default, args)
     assert set(results.values()) == {"SUCCESS"}
@@ -148,6 +182,8 @@ BAD = {
     "c": dict(c=torch.zeros(3, 10)),
     "lstm": dict(lstm=gates(6)["lstm"][:5]),
     "lstm[0]": dict(lstm=gates(7)["lstm"]),
+    "lstm[0] without rows": dict(lstm=[torch.zeros(0, 6), *gates(6)["lstm"][1:]]),
+    "layer without lstm": dict(lstm=[], h=torch.zeros(2, 0), c=torch.zeros(2, 0)),
     "layer": dict(layer=gates(6)["layer"][:1]),
     "layer[0]": dict(layer=[torch.zeros(2, 10), torch.zeros(1)]),
     "channel[0]": dict(channel=gates(5)["channel"]),
@@ -162,7 +198,7 @@ def test_errors_name_the_argument(argument, backend):
     args = dict(x=x, h=h, c=c, **gates(6)) | BAD[argument]
     with pytest.raises(ValueError) as caught:
         gate_plan(**args)
-    assert f"gate_plan: argument '{argument}'" in str(caught.value)
+    assert f"gate_plan: argument '{argument.split(' with')[0]}'" in str(caught.value)
 
 
 @pytest.mark.parametrize("argument", BAD)
