@@ -75,6 +75,8 @@ def bind_onnxruntime(model: bytes, inputs: list[Tensor], outputs: list[Tensor], 
     options: Any = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Knowing the size of the batch lets it plan its memory, where the model leaves it open.
+    options.add_free_dimension_override_by_name("batch", len(inputs[0]))
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     calls = []
     for x, y in zip(inputs, outputs, strict=True):
@@ -86,15 +88,17 @@ def bind_onnxruntime(model: bytes, inputs: list[Tensor], outputs: list[Tensor], 
     return Provider(calls, bound_inputs=inputs, bound_outputs=outputs)
 
 
-def bind_openvino(model: Any, inputs: list[Tensor], outputs: list[Tensor], threads: int) -> Provider:
+def bind_openvino(
+    model: Any, inputs: list[Tensor], outputs: list[Tensor], threads: int, precision: str = "f32"
+) -> Provider:
     """Calls of an OpenVINO model of one input and one output, NCHW float32, each pair bound once."""
     import openvino as ov
 
     options = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
-        # Left alone, it computes in bfloat16 where the CPU has it.
-        "INFERENCE_PRECISION_HINT": "f32",
+        # Left to itself, it computes in bfloat16 where the CPU has it.
+        "INFERENCE_PRECISION_HINT": precision,
         # Threads that others start later would inherit the cores it pins.
         "ENABLE_CPU_PINNING": False,
     }

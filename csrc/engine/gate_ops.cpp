@@ -1,16 +1,13 @@
 // The gates of a block from its pooled input, in float32 whatever the plan's type is.
-#include "gate_ops.h"
-
 #include <algorithm>
 #include <cstring>
 
 #include "gate_plan.h"
-#include "pool_sample.h"
+#include "ops.h"
+#include "values.h"
 
 namespace ddi::engine {
 namespace {
-
-constexpr int64_t kNone = -1;
 
 // A linear layer's weight, [out][in], and bias.
 struct Linear {
@@ -179,41 +176,9 @@ class OpenAllOp : public Op {
   const int64_t out_;
 };
 
-// The means of an image's channels.
-template <class T>
-class MeanOp : public Op {
- public:
-  explicit MeanOp(Words& words)
-      : in_(words.value(Kind::kImage, -1, "input")),
-        out_(words.value(Kind::kVector, words.graph().values[in_].channels, "output")) {
-    reads = {in_};
-    writes = {out_};
-  }
-
-  void run(const Frame& frame) const override {
-    const Buffer& x = frame.graph.buffer_of(in_);
-    for (int64_t n = 0; n < frame.n; ++n) {
-      pool_sample(frame.at<T>(in_) + n * x.numel(), true, x.channels,
-                  frame.graph.values[in_].channels, x.pixels(),
-                  frame.at<float>(out_) + n * frame.stride(out_));
-    }
-  }
-
- private:
-  const int64_t in_, out_;
-};
-
 }  // namespace
 
 std::unique_ptr<Op> read_gate(Words& words) { return std::make_unique<GateOp>(words); }
 std::unique_ptr<Op> read_open_all(Words& words) { return std::make_unique<OpenAllOp>(words); }
-
-template <class T>
-std::unique_ptr<Op> read_mean(Words& words) {
-  return std::make_unique<MeanOp<T>>(words);
-}
-
-template std::unique_ptr<Op> read_mean<float>(Words&);
-template std::unique_ptr<Op> read_mean<bf16>(Words&);
 
 }  // namespace ddi::engine

@@ -1,8 +1,9 @@
 #include "op.h"
 
-#include "conv_ops.h"
+#include <type_traits>
+
 #include "dtypes.h"
-#include "gate_ops.h"
+#include "ops.h"
 
 namespace ddi::engine {
 namespace {
@@ -22,9 +23,17 @@ std::unique_ptr<Op> read_typed(OpCode code, Words& words) {
       return read_linear(words);
     case OpCode::kOpenAll:
       return read_open_all(words);
-    default:
-      words.fail("is of a kind that this build does not know");
+    case OpCode::kPool2d:
+      return read_pool2d<T>(words);
+    case OpCode::kActivation:
+      return read_activation<T>(words);
+    case OpCode::kCopy:
+      return read_copy<T>(words);
+    case OpCode::kDenseLayer:
+      if (std::is_same<T, float>::value) return read_dense_layer(words);
+      words.fail("is a dense layer, which is there in float32 only");
   }
+  words.fail("is of a kind that this build does not know");
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ enum class OpCode : int64_t {
   kMean = 5,
   kLinear = 6,
   kPool2d = 7,
-  kElementwise = 8,
+  kActivation = 8,
   kCopy = 9,
   kOpenAll = 10,
 };

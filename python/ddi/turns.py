@@ -34,12 +34,14 @@ class Provider:
         context: entered around each round, outside of the timed loop, e.g. for a backend.
         bound_inputs: kept alive for calls that know only their addresses.
         bound_outputs: where calls write their results, one tensor a call; empty where they return them.
+        least_calls: that a round has, where calls differ in what they do.
     """
 
     calls: Sequence[Callable[[], object]]
     context: Callable[[], AbstractContextManager[object]] = nullcontext
     bound_inputs: Sequence[Tensor] = ()
     bound_outputs: Sequence[Tensor] = ()
+    least_calls: int = _LEAST_CALLS
 
     def output(self, index: int) -> Tensor:
         """What call `index` computes."""
@@ -91,7 +93,7 @@ def _calls_per_round(provider: Provider, seconds: float, clock: Callable[[], flo
         for call in provider.calls[:_LEAST_CALLS]:
             call()
         once = (clock() - start) / len(provider.calls[:_LEAST_CALLS])
-    return max(_LEAST_CALLS, int(seconds / once))
+    return max(provider.least_calls, int(seconds / once))
 
 
 def _round(provider: Provider, turn: int, count: int, clock: Callable[[], float]) -> float:

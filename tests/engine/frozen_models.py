@@ -1,10 +1,7 @@
-"""Models with seeded weights and lively gates, frozen, and the reference that their engines must equal."""
+"""Models with seeded weights and lively gates, and engines of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +37,3 @@ def freeze(model: nn.Module, size: int, path: Path, **kwargs: Any) -> engine.Eng
     loading = {key: kwargs.pop(key) for key in ("max_batch", "threads") if key in kwargs}
     ddi.freeze(model, torch.randn(1, 3, size, size), path / "net.ddi", **kwargs)
     return engine.load(path / "net.ddi", **{"max_batch": 5, **loading})
-
-
-@contextmanager
-def forced(model: Any, bits: Tensor) -> Iterator[None]:
-    """Inside, the model's gates decide what `bits` says: uint8[N, decision_bytes], as the engine has them."""
-    gates, at = model.ddi_gates, 0
-    decide = type(gates).decide
-
-    def next_bits(count: int) -> Tensor:
-        nonlocal at
-        at = at % bits.shape[1] + count  # another pass begins again
-        return bits[:, at - count : at].bool()
-
-    def forced_decide(site: Any, x: Tensor, state: Any) -> tuple[ddi.Decision, Any]:
-        decision, state = decide(gates, site, x, state)
-        keep = None if decision.keep is None else next_bits(1)[:, 0]
-        masks = tuple(replace(m, open=next_bits(m.open.shape[1])) for m in decision.masks)
-        return replace(decision, keep=keep, masks=masks), state
-
-    gates.decide = forced_decide
-    try:
-        yield
-    finally:
-        del gates.decide

@@ -163,7 +163,7 @@ def _mean(at: Source, x: Node, dims: Sequence[int], keepdim: bool = False, **_: 
 
 
 def _linear(at: Source, x: Node, weight: Tensor, bias: Tensor | None = None) -> Node:
-    return at.node("linear", x, weight=weight, bias=bias, relu=False)
+    return at.node("linear", x, weight=weight, bias=bias, kind="none")
 
 
 def _reshape(at: Source, x: Node, *_: Any) -> Node:

@@ -9,11 +9,16 @@ import torch
 from torch import Tensor
 
 from .ir import Conv, FreezeError, GateWeights, Network, Node, users
+from .places import Places
 from .plan import BITS, IMAGE, NONE, STATE, VECTOR, PlanWriter
 
 __all__ = ["emit"]
 
 _ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu", "sigmoid")
+
+
+def _activation(node: Node) -> int:
+    return _ACTIVATIONS.index(node.attrs["kind"])
 
 
 def emit(network: Network, dtype: torch.dtype, metadata: dict[str, Any]) -> bytes:
@@ -43,9 +48,15 @@ class _Emitter:
         self.network = network
         self.plan = PlanWriter(dtype)
         self.reads = users(network)
+        self.places = Places(network)
         self.steps: list[list[int]] = []
         self.images: dict[Node, int] = {}
         self.vectors: dict[Node, int] = {}  # of a node that is a vector; of others, its means
+        # Of a concatenation, which its parts share: its image, the bits that say which channels are open,
+        # and the means of its channels.
+        self.concatenations: dict[Node, int] = {}
+        self.masks: dict[Node, int] = {}
+        self.means: dict[Node, int] = {}
         self.states: dict[int, int] = {}  # of the gates, by their size
         self.gates: list[dict[str, Any]] = []
         self.done: set[Node] = set()
@@ -81,24 +92,46 @@ class _Emitter:
 
     # Values.
 
+    def _part(self, table: dict[Node, int], kind: int, node: Node) -> int:
+        """A node's channels of a buffer that its whole concatenation has."""
+        root, first = self.places.of(node)
+        if root not in table:
+            size = root.shape if kind == IMAGE else root.shape[:1]
+            table[root] = self.plan.buffer(kind, *size)
+        return self.plan.value(table[root], first, node.shape[0])
+
     def _new_image(self, node: Node) -> int:
-        value = self.plan.value(self.plan.buffer(IMAGE, *node.shape))
-        self.images[node] = value
-        return value
+        self.images[node] = self._part(self.concatenations, IMAGE, node)
+        return self.images[node]
 
     def _new_vector(self, node: Node) -> int:
-        self.vectors[node] = self.plan.value(self.plan.buffer(VECTOR, node.shape[0]))
+        self.vectors[node] = self._part(self.means, VECTOR, node)
         return self.vectors[node]
 
     def _vector(self, node: Node) -> int:
         """A vector, or the means of an image, computed now unless its producer has done so."""
         if node not in self.vectors:
-            value = self._new_vector(node)
-            self._step("mean", f"{node.name}.mean", [self.images[node], value])
+            parts = node.inputs if node.op == "cat" else []
+            if parts and all(self.places.of(part)[0] is self.places.of(node)[0] for part in parts):
+                for part in parts:
+                    self._vector(part)
+                return self._new_vector(node)
+            self._step("mean", f"{node.name}.mean", [self.images[node], self._new_vector(node), self._mask(node)])
         return self.vectors[node]
 
+    def _mask(self, node: Node) -> int:
+        """The bits of an image of which channels are closed, else NONE."""
+        root, _ = self.places.of(node)
+        if root in self.masks:
+            return self._part(self.masks, BITS, node)
+        return self._mask(node.inputs[0]) if node.op in ("pool", "affine", "activation") else NONE
+
     def _wants_means(self, node: Node) -> bool:
-        return any(r.op == "mean" or (r.op == "block" and r.attrs["gate"]) for r in self.reads[node])
+        def wants(reader: Node) -> bool:
+            gated = reader.attrs.get("gate") is not None
+            return reader.op == "mean" or gated or (reader.op == "cat" and self._wants_means(reader))
+
+        return any(wants(reader) for reader in self.reads[node])
 
     def _step(self, code: str, name: str, words: list[int]) -> None:
         self.steps.append(self.plan.step(code, name, words))
@@ -110,6 +143,13 @@ class _Emitter:
             "input": self._new_image,
             "conv": self._conv_step,
             "block": self._block_step,
+            "dense_layer": self._dense_layer_step,
+            "cat": self._cat_step,
+            "pool": self._pool_step,
+            "affine": self._affine_step,
+            "add": self._add_step,
+            "multiply": self._multiply_step,
+            "activation": self._activation_step,
             "mean": self._mean_step,
             "linear": self._linear_step,
         }
@@ -130,7 +170,8 @@ class _Emitter:
         residual = self.images[node.inputs[1]] if len(node.inputs) == 2 else NONE
         x = self.images[node.inputs[0]]
         scale, shift = node.attrs.get("prologue", (None, None))
-        words = [x, self._new_image(node), residual, NONE, int(node.attrs["relu"])]
+        mask = self._mask(node.inputs[0])
+        words = [x, self._new_image(node), residual, mask, int(node.attrs["relu"])]
         words += [*self._conv(node.attrs["conv"]), self._floats(scale), self._floats(shift)]
         self._step("conv2d", node.name, words)
 
@@ -139,10 +180,72 @@ class _Emitter:
 
     def _linear_step(self, node: Node) -> None:
         weight = node.attrs["weight"][:, :, None, None]
-        words = [self._vector(node.inputs[0]), self._new_vector(node), int(node.attrs["relu"])]
+        words = [self._vector(node.inputs[0]), self._new_vector(node), _activation(node)]
         words += [weight.shape[0], 1, 1, 1, 1, 0, 0, 1, 1, 1]
         words += [self._floats(weight), self._floats(node.attrs["bias"])]
         self._step("linear", node.name, words)
+
+    def _pool_step(self, node: Node) -> None:
+        a = node.attrs
+        words = [self.images[node.inputs[0]], self._new_image(node), int(a["kind"] == "average")]
+        words += [int(a["count_padding"]), *a["kernel"], *a["stride"], *a["padding"]]
+        self._step("pool2d", node.name, words)
+
+    def _affine_step(self, node: Node) -> None:
+        x, y = self.images[node.inputs[0]], self._new_image(node)
+        scale, shift = self._floats(node.attrs["scale"]), self._floats(node.attrs["shift"])
+        self._step("activation", node.name, [x, y, NONE, NONE, scale, shift, _activation(node)])
+
+    def _add_step(self, node: Node) -> None:
+        a, b = (self._open_image(source) for source in node.inputs)
+        words = [a, self._new_image(node), b, NONE, NONE, NONE, _activation(node)]
+        self._step("activation", node.name, words)
+
+    def _multiply_step(self, node: Node) -> None:
+        x, factor = self._open_image(node.inputs[0]), self._vector(node.inputs[1])
+        self._step("activation", node.name, [x, self._new_image(node), NONE, factor, NONE, NONE, 0])
+
+    def _activation_step(self, node: Node) -> None:
+        words = [self._open_image(node.inputs[0]), self._new_image(node), NONE, NONE, NONE, NONE]
+        self._step("activation", node.name, [*words, _activation(node)])
+
+    def _open_image(self, node: Node) -> int:
+        """An image that needs all of its channels."""
+        if node not in self.images:
+            raise FreezeError(f"freeze: an operation of images reads {node.name}, which is a vector")
+        if self._mask(node) != NONE:
+            raise FreezeError(f"freeze: {node.name} has closed channels, but not only convolutions read it")
+        return self.images[node]
+
+    def _cat_step(self, node: Node) -> None:
+        root, first = self.places.of(node)
+        for part in node.inputs:
+            if self.places.of(part) != (root, first):
+                y = self.plan.value(self._buffer(root), first, part.shape[0])
+                self._step("copy", f"{node.name}.copy", [self._open_image(part), y])
+            first += part.shape[0]
+        self._new_image(node)
+
+    def _buffer(self, root: Node) -> int:
+        return self.plan.buffer_of(self._part(self.concatenations, IMAGE, root))[0]
+
+    def _dense_layer_step(self, node: Node) -> None:
+        (source,) = node.inputs
+        gate: GateWeights | None = node.attrs["gate"]
+        bits, size = NONE, 1
+        if gate is not None:
+            (bits,), size = self._gate_step(node.name, source, gate)[1], gate.group_size
+        x, mask = self.images[source], self._mask(source)
+        root, first = self.places.of(node)
+        if gate is not None and root not in self.masks and first > 0:
+            self.masks[root] = self.plan.buffer(BITS, root.shape[0])
+            self._step("open_all", node.name, [self.plan.value(self.masks[root], 0, first)])
+        out = self._part(self.masks, BITS, node) if gate is not None or root in self.masks else NONE
+        words = [x, self._new_image(node), mask, bits, size, out]
+        words.append(self._new_vector(node) if self._wants_means(node) else NONE)
+        words += map(self._floats, node.attrs["prologue"])
+        words += [word for conv in node.attrs["convs"] for word in self._conv(conv)]
+        self._step("dense_layer", node.name, words)
 
     def _is_last_use(self, node: Node, source: Node) -> bool:
         """Whether nothing behind a node of the trunk reads its source."""
@@ -154,7 +257,7 @@ class _Emitter:
         keep, masks = (NONE, []) if gate is None else self._gate_step(node.name, source, gate)
         x = self.images[source]
         shortcut: Conv | None = node.attrs["shortcut"]
-        if shortcut is None and source.op != "input" and self._is_last_use(node, source):
+        if shortcut is None and source.op not in ("input", "cat") and self._is_last_use(node, source):
             self.images[node] = x  # in place: a skipped block then touches nothing
         else:
             self._new_image(node)
@@ -191,5 +294,5 @@ class _Emitter:
             words += map(self._floats, gate.channel)
         self._step("gate", f"{name}.gate", words)
         entry = {"name": name, "keep": keep != NONE, "groups": gate.groups, "group_size": gate.group_size}
-        self.gates.append(entry)
+        self.gates.append(entry | {"layer": keep != NONE or not gate.lstm})
         return keep, masks

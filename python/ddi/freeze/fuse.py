@@ -25,6 +25,8 @@ def fuse(network: Network, dtype: torch.dtype) -> Network:
     if dtype == torch.float32:
         _prologues(network)
         _sort(network)
+        _dense_layers(network)
+        _sort(network)
     _blocks(network)
     _sort(network)
     return network
@@ -66,7 +68,7 @@ def _vectors(network: Network) -> None:
             if tuple(conv.weight.shape[2:]) != (1, 1) or conv.groups != 1 or conv.padding != (0, 0):
                 raise FreezeError(f"freeze: {node.name} is a convolution of a pooled image with a kernel")
             node.op = "linear"
-            node.attrs = {"weight": conv.weight.flatten(1), "bias": conv.bias, "relu": False}
+            node.attrs = {"weight": conv.weight.flatten(1), "bias": conv.bias, "kind": "none"}
         elif node.op == "linear" and node.inputs[0].op == "flatten":
             (image,) = node.inputs[0].inputs
             weight = node.attrs["weight"].unflatten(1, image.shape)
@@ -127,10 +129,10 @@ def _relus(network: Network) -> None:
         (x,) = node.inputs
         if len(reads[x]) != 1 or x in network.outputs:
             continue
-        if x.op in ("conv", "linear") and node.attrs["kind"] == "relu" and not x.attrs["relu"]:
+        if x.op == "conv" and node.attrs["kind"] == "relu" and not x.attrs["relu"]:
             x.attrs["relu"] = True
             _replace(network, node, x)
-        elif x.op in ("affine", "add") and x.attrs["kind"] == "none":
+        elif x.op in ("affine", "add", "linear") and x.attrs["kind"] == "none":
             x.attrs["kind"] = node.attrs["kind"]
             _replace(network, node, x)
 
@@ -145,6 +147,22 @@ def _prologues(network: Network) -> None:
         if x.op == "affine" and x.attrs["kind"] == "relu" and len(reads[x]) == 1:
             node.inputs = list(x.inputs)
             node.attrs["prologue"] = x.attrs["scale"], x.attrs["shift"]
+
+
+def _dense_layers(network: Network) -> None:
+    """conv3x3(relu(conv1x1(relu(affine(x))))), the layer of DenseNet-BC, is one step."""
+    reads = users(network)
+    for node in network.nodes:
+        if node.op != "conv" or len(node.inputs) != 1 or node.attrs["relu"] or "prologue" in node.attrs:
+            continue
+        (first,) = node.inputs
+        if first.op != "conv" or "prologue" not in first.attrs or not first.attrs["relu"]:
+            continue
+        convs = [first.attrs["conv"], node.attrs["conv"]]
+        unit = all(conv.groups == 1 and conv.stride == (1, 1) for conv in convs)
+        if unit and len(reads[first]) == 1 and tuple(convs[0].weight.shape[2:]) == (1, 1):
+            attrs = {"prologue": first.attrs["prologue"], "convs": convs, "gate": None}
+            node.op, node.inputs, node.attrs = "dense_layer", list(first.inputs), attrs
 
 
 def _blocks(network: Network) -> None:

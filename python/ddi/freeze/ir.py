@@ -23,14 +23,15 @@ class Node:
     """One operation.
 
     Args:
-        op: input, conv, affine, activation, add, multiply, pool, mean, linear, cat or block.
+        op: input, conv, affine, activation, add, multiply, pool, mean, linear, cat, block or dense_layer.
         name: path of the module that it came from.
         inputs: what it reads.
         shape: of its value, without the batch: (channels, height, width), or (channels,).
         attrs: by op: conv: `conv` and `relu`, optionally a second input added before the relu, and
             `prologue` (scale, shift); affine: `scale`, `shift`; activation: `kind`; pool: `kind`, `kernel`,
-            `stride`, `padding`, `count_padding`; linear: `weight`, `bias`, `relu`; block: `convs`,
-            `shortcut` (a Conv or None), `gate` (GateWeights or None).
+            `stride`, `padding`, `count_padding`; linear: `weight`, `bias`, `kind`; block: `convs`,
+            `shortcut` (a Conv or None), `gate` (GateWeights or None); dense_layer: `prologue`, `convs`, `gate`.
+            `kind` is an activation, "none" among them; affine and add have one too.
     """
 
     op: str

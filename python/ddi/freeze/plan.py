@@ -26,7 +26,7 @@ CODES = {
     "mean": 5,
     "linear": 6,
     "pool2d": 7,
-    "elementwise": 8,
+    "activation": 8,
     "copy": 9,
     "open_all": 10,
 }

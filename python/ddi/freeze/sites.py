@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn as nn
 
 from ddi_kernels import fold_bn
 
 from ..gates.ddi import DDIGates
+from ..gates.dense_ddi import DenseDDIGates
 from .ir import Conv, FreezeError, GateWeights, Node
 
 __all__ = ["site_node"]
@@ -17,16 +19,19 @@ __all__ = ["site_node"]
 def site_node(model: Any, path: str, x: Node, shape: tuple[int, ...]) -> Node:
     """The node of a gated block of a model, which reads x."""
     block = model.get_submodule(path)
-    if not isinstance(model.ddi_gates, DDIGates):
-        raise FreezeError(f"freeze: the engine has no gates of type {type(model.ddi_gates).__name__}")
-    attrs = {"convs": _branch(block), "shortcut": _shortcut(block, path)}
-    return Node("block", path, [x], shape, {**attrs, "gate": _gate(model.ddi_gates, block.site)})
+    gate = _gate(model.ddi_gates, block.site)
+    if block.site.kind == "dense_layer":
+        ones = torch.ones_like(block.norm1.running_var)
+        attrs = {"prologue": fold_bn(ones[:, None], None, block.norm1), "gate": gate}
+        return Node("dense_layer", path, [x], shape, attrs | {"convs": _dense_branch(block)})
+    attrs = {"convs": _branch(block), "shortcut": _shortcut(block, path), "gate": gate}
+    return Node("block", path, [x], shape, attrs)
 
 
-def _conv(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Conv:
+def _conv(conv: nn.Conv2d, bn: nn.BatchNorm2d | None) -> Conv:
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise FreezeError(f"freeze: padding {conv.padding!r} with mode {conv.padding_mode!r}")
-    weight, bias = fold_bn(conv.weight, conv.bias, bn)
+    weight, bias = (conv.weight, conv.bias) if bn is None else fold_bn(conv.weight, conv.bias, bn)
     geometry: Any = conv  # torch has these as tuples of any length
     return Conv(weight, bias, geometry.stride, geometry.padding, geometry.dilation, conv.groups)
 
@@ -34,6 +39,10 @@ def _conv(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Conv:
 def _branch(block: Any) -> list[Conv]:
     count = 3 if hasattr(block, "conv3") else 2
     return [_conv(getattr(block, f"conv{i}"), getattr(block, f"bn{i}")) for i in range(1, count + 1)]
+
+
+def _dense_branch(layer: Any) -> list[Conv]:
+    return [_conv(layer.conv1, layer.norm2), _conv(layer.conv2, None)]
 
 
 def _shortcut(block: Any, path: str) -> Conv | None:
@@ -45,14 +54,20 @@ def _shortcut(block: Any, path: str) -> Conv | None:
     return _conv(*parts)
 
 
-def _gate(gates: DDIGates, site: Any) -> GateWeights:
-    weights = gates.weights(site)
-    groups = tuple(-(-channels // gates.config.group_size) for channels in site.interior)
+def _gate(gates: Any, site: Any) -> GateWeights:
+    if isinstance(gates, DDIGates):
+        weights = gates.weights(site)
+    elif isinstance(gates, DenseDDIGates):
+        weights = {"channel": list(gates.channel[site.name].parameters())}
+    else:
+        raise FreezeError(f"freeze: the engine has no gates of type {type(gates).__name__}")
+    size = gates.config.group_size
+    channel = weights["channel"]
     return GateWeights(
-        lstm=weights["lstm"],
-        layer=weights["layer"],
-        channel=weights["channel"],
-        groups=groups if gates.config.channels else (),
-        group_size=gates.config.group_size,
+        lstm=weights.get("lstm", []),
+        layer=weights.get("layer", []),
+        channel=channel,
+        groups=tuple(-(-channels // size) for channels in site.interior) if channel else (),
+        group_size=size,
         threshold=gates.threshold_logit,
     )

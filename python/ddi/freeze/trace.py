@@ -61,7 +61,10 @@ def _ungated(model: nn.Module) -> tuple[nn.Module, list[str]]:
     plain = copy.deepcopy(model).eval()
     if not is_converted(model):
         return plain, []
-    paths = [path for path, module in model.named_modules() if hasattr(module, "site")]
+    # Others, such as the transition behind gated layers, only leave out what those have closed: the engine
+    # knows by itself which channels of an image are.
+    sites = [(path, getattr(module, "site", None)) for path, module in model.named_modules()]
+    paths = [path for path, site in sites if site is not None and site.interior]
     revert_(plain)
     for index, path in enumerate(paths):
         plain.set_submodule(path, _Site(plain.get_submodule(path), index))

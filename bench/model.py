@@ -1,0 +1,267 @@
+"""Whole networks in the engine against the fastest dense runtime, same process, same images, in turn.
+
+Dense opponents are onnxruntime, OpenVINO and torch.compile with frozen weights. Ours are the plain network, and
+the gated one with layers and channels closed alike or channels alone, at one ratio of multiply-adds, its bits
+drawn anew for every call of a pool of 256; gate networks run in full. The shipped ResNet-38 takes its own
+decisions on real images instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from tqdm import tqdm
+
+import ddi
+from ddi.ort import export_onnx
+from ddi.timing import num_threads
+from ddi.turns import Measured, Provider, time_in_turns
+from ddi_kernels import engine
+
+from .decisions import draw_decisions, find_keep, forced, mean_macs
+from .opponents import bind_onnxruntime, bind_openvino
+from .rows import write_rows
+
+POOL = 256
+INPUTS = 16  # batches of images that calls walk through
+SEARCH = 24  # decisions that the share of open gates is searched with
+ROUNDS = 5
+TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A backbone of the suite: its name, the side of its images and its gates."""
+
+    name: str
+    size: int
+    gates: Any
+
+
+NETWORKS = [
+    Network("cifar_resnet38", 32, ddi.DDIConfig(group_size=4)),
+    Network("cifar_resnet110", 32, ddi.DDIConfig(group_size=4)),
+    Network("resnet18", 224, ddi.DDIConfig(group_size=16)),
+    Network("resnet50", 224, ddi.DDIConfig(group_size=16)),
+    Network("densenet_bc100", 32, ddi.DenseDDIConfig(group_size=4)),
+    Network("densenet121", 224, ddi.DenseDDIConfig(group_size=4)),
+]
+
+
+def seeded(model: Any) -> Any:
+    """The model in eval mode, with batch norms that keep activations at their size."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return model.eval()
+
+
+@dataclass
+class Case:
+    """A network at a batch size: its images, and the times of the dense runtimes with ours."""
+
+    network: Network
+    batch: int
+    threads: int
+    dtype: str
+    images: list[Tensor]
+    gated: Any
+    plain: Any
+
+    def freeze(self, model: Any, path: Path) -> engine.Engine:
+        ddi.freeze(model, self.images[0][:1], path, DTYPES[self.dtype])
+        return engine.load(path, self.batch, self.threads)
+
+
+def make_case(network: Network, batch: int, threads: int, dtype: str) -> Case:
+    gated = seeded(ddi.create_model(network.name, gates=network.gates))
+    plain = seeded(ddi.create_model(network.name))
+    state = {key: value for key, value in gated.state_dict().items() if not key.startswith("ddi_gates.")}
+    plain.load_state_dict(state)
+    images = [torch.randn(batch, 3, network.size, network.size) for _ in range(INPUTS)]
+    return Case(network, batch, threads, dtype, images, gated, plain)
+
+
+def _compiled(model: nn.Module, images: list[Tensor]) -> Provider:
+    with torch._inductor.config.patch(freezing=True):
+        run = torch.compile(model)
+        run(images[0])
+    return Provider([partial(run, x) for x in images])
+
+
+def dense_providers(case: Case, compiled: bool) -> tuple[dict[str, Provider], dict[str, str]]:
+    """The dense network in other runtimes, and why those that are missing are."""
+    import openvino as ov
+
+    onnx = export_onnx(case.plain, torch.cat([case.images[0][:1]] * 2))
+    outputs = [torch.zeros(case.batch, 1000 if case.network.size > 32 else 10) for _ in case.images]
+
+    def openvino() -> Provider:
+        model = ov.Core().read_model(onnx, b"")
+        model.reshape(list(case.images[0].shape))
+        hint = "f32" if case.dtype == "fp32" else "bf16"
+        return bind_openvino(model, case.images, outputs, case.threads, hint)
+
+    builders = {
+        "onnxruntime": lambda: bind_onnxruntime(onnx, case.images, outputs, case.threads),
+        "openvino": openvino,
+    }
+    if compiled:
+        builders["compile"] = lambda: _compiled(case.plain, case.images)
+    providers, missing = {}, {}
+    for name, build in builders.items():
+        try:
+            providers[name] = build()
+            check(name, case, providers[name].output(0), case.plain(case.images[0]))
+        except ImportError as error:
+            missing[name] = str(error)
+    return providers, missing
+
+
+def check(name: str, case: Case, got: Tensor, expected: Tensor) -> float:
+    """Largest difference of the logits, as a part of the largest.
+
+    Raises:
+        RuntimeError: it is above the tolerance: the time would not be comparable.
+    """
+    error = ((got - expected).abs().max() / expected.abs().max()).item()
+    if not error < TOLERANCES[case.dtype]:
+        raise RuntimeError(f"{name} of {case.network.name} differs from the model by {error:.1e} of its logits")
+    return error
+
+
+@dataclass
+class Ours:
+    """One way to run the engine: its calls, and what they are compared by."""
+
+    provider: Provider
+    keep_layers: float
+    keep_channels: float
+    mac_ratio: float
+    error: float
+
+
+def plain_calls(case: Case, frozen: engine.Engine) -> Ours:
+    provider = Provider([partial(frozen, x) for x in case.images])
+    error = check("engine", case, frozen(case.images[0]), case.plain(case.images[0]))
+    return Ours(provider, 1.0, 1.0, 1.0, error)
+
+
+def gated_calls(case: Case, frozen: engine.Engine, target: float, layers: bool) -> Ours:
+    """The gated network at a ratio of multiply-adds, closing layers and channels, or channels alone."""
+    singles = torch.cat(case.images[: max(1, SEARCH // case.batch)]).split(1)
+
+    def decisions(keep: float, count: int) -> Tensor:
+        return draw_decisions(frozen, count, keep if layers else 1.0, keep)
+
+    def ratio(keep: float) -> float:
+        return frozen.dense_macs / mean_macs(frozen, singles, decisions(keep, SEARCH))
+
+    keep = find_keep(ratio, target)
+    bits = decisions(keep, POOL * case.batch).split(case.batch)
+    calls = [partial(frozen, case.images[i % INPUTS], decisions=row) for i, row in enumerate(bits)]
+    macs: list[int] = []
+    for call in calls:
+        macs += call(report=True)[1].macs
+    with forced(case.gated, bits[0]):
+        error = check("engine, gated", case, calls[0](), case.gated(case.images[0]))
+    provider = Provider(calls, least_calls=POOL)
+    mac_ratio = frozen.dense_macs * len(macs) / sum(macs)
+    return Ours(provider, keep if layers else 1.0, keep, mac_ratio, error)
+
+
+def row(
+    case: Case, name: str, ours: Ours, timed: dict[str, Measured], dense: dict[str, Provider]
+) -> dict[str, Any]:
+    times = {opponent: timed[opponent].timing.median_ms for opponent in dense}
+    best = min(times, key=times.__getitem__)
+    mine = timed[name].timing
+    speedup = times[best] / mine.median_ms
+    return {
+        "case": case.network.name,
+        "device": "cpu",
+        "dtype": case.dtype,
+        "batch": case.batch,
+        "threads": case.threads,
+        "provider": "engine",
+        "gating": name,
+        "group_size": case.network.gates.group_size,
+        "keep_layers": round(ours.keep_layers, 4),
+        "keep_channels": round(ours.keep_channels, 4),
+        "mac_ratio": round(ours.mac_ratio, 3),
+        "median_ms": mine.median_ms,
+        "p20_ms": mine.p20_ms,
+        "p80_ms": mine.p80_ms,
+        "dense_ms": times,
+        "best_dense_provider": best,
+        "speedup_vs_best_dense": round(speedup, 3),
+        "realised": round(speedup / ours.mac_ratio, 3),
+        "max_rel_err": ours.error,
+    }
+
+
+def measure(case: Case, target: float, compiled: bool) -> list[dict[str, Any]]:
+    """A row for the dense network, and one for each way of gating."""
+    dense, missing = dense_providers(case, compiled)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = case.freeze(case.plain, Path(folder) / "plain.ddi")
+        gated = case.freeze(case.gated, Path(folder) / "gated.ddi")
+    ours = {
+        "dense": plain_calls(case, plain),
+        "layers and channels": gated_calls(case, gated, target, True),
+        "channels": gated_calls(case, gated, target, False),
+    }
+    everyone = {**dense, **{name: one.provider for name, one in ours.items()}}
+    timed = time_in_turns(everyone, rounds=ROUNDS)
+    rows = [row(case, name, one, timed, dense) for name, one in ours.items()]
+    if missing:
+        rows = [{**one, "incomplete": missing} for one in rows]
+    return rows
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures all networks, prints and writes the rows."""
+    torch.manual_seed(args.seed)
+    rows: list[dict[str, Any]] = []
+    chosen = [network for network in NETWORKS if args.cases in network.name]
+    with torch.inference_mode(), num_threads(args.threads):
+        for network in tqdm(chosen, disable=None, desc="networks"):
+            for batch in args.batch:
+                case = make_case(network, batch, args.threads, args.dtype)
+                for one in measure(case, args.mac_ratio, not args.no_compile):
+                    print(describe(one), flush=True)
+                    rows.append(one)
+    if args.json:
+        write_rows(args.json, rows)
+
+
+def describe(one: dict[str, Any]) -> str:
+    return (
+        f"{one['case']:16} b{one['batch']:<3} {one['gating']:20} {one['median_ms']:8.3f} ms, "
+        f"{one['mac_ratio']:5.2f}x fewer MACs, {one['speedup_vs_best_dense']:5.2f}x of "
+        f"{one['best_dense_provider']} ({one['dense_ms'][one['best_dense_provider']]:.3f} ms), "
+        f"realised {one['realised']:.2f}"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `bench model`, beside those of every suite."""
+    parser.add_argument("--suite", choices=("engine",), default="engine")
+    parser.add_argument("--cases", default="", metavar="SUBSTRING", help="only networks with this in their name")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
+    parser.add_argument("--mac-ratio", type=float, default=4.0)
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    parser.set_defaults(run=run)

@@ -1,0 +1,270 @@
+// Residual blocks and layers of dense blocks: chains of convolutions whose interiors stay compact.
+#include <algorithm>
+#include <memory>
+
+#include "arena.h"
+#include "conv_weights.h"
+#include "gated_block.h"
+#include "gated_dense_layer.h"
+#include "ops.h"
+#include "values.h"
+
+namespace ddi::engine {
+namespace {
+
+// One convolution of a residual branch, and the mask of its outputs.
+template <class T>
+struct BranchConv {
+  BranchConv(Words& words, int64_t ci, int64_t h, int64_t w, bool last)
+      : mask(last ? kNone : words.optional_value(Kind::kBits, -1, "mask")),
+        group_size(last ? 1 : words.integer(1, kMaxSize, "group size")),
+        conv(words, ci, h, w) {
+    if (conv.shape.groups != 1) words.fail("a block has grouped convolutions");
+    if (mask == kNone) return;
+    check_whole(words, mask, "mask");
+    if (words.graph().values[mask].channels != (conv.shape.co + group_size - 1) / group_size) {
+      words.fail("the mask has another number of groups");
+    }
+  }
+
+  const int64_t mask, group_size;
+  const ConvWeights<T> conv;
+};
+
+template <class T>
+class BlockOp : public Op {
+  using Acc = typename Types<T>::Acc;
+
+ public:
+  explicit BlockOp(Words& words)
+      : in_(words.value(Kind::kImage, -1, "input")),
+        out_(words.value(Kind::kImage, -1, "output")),
+        keep_(words.optional_value(Kind::kBits, 1, "keep")),
+        in_pooled_(words.optional_value(Kind::kVector, words.graph().values[in_].channels,
+                                        "pooled input")),
+        out_pooled_(words.optional_value(Kind::kVector, words.graph().values[out_].channels,
+                                         "pooled output")) {
+    const Buffer &x = words.graph().buffer_of(in_), &y = words.graph().buffer_of(out_);
+    check_whole(words, in_, "input");
+    check_whole(words, out_, "output");
+    const int64_t depth = words.integer(2, 3, "convolutions");
+    int64_t ci = x.channels, h = x.h, w = x.w;
+    for (int64_t i = 0; i < depth; ++i) {
+      branch_.push_back(std::make_unique<BranchConv<T>>(words, ci, h, w, i + 1 == depth));
+      const Conv2dShape& s = branch_.back()->conv.shape;
+      ci = s.co;
+      h = s.out_h();
+      w = s.out_w();
+    }
+    if (words.flag("shortcut")) {
+      shortcut_ = std::make_unique<ConvWeights<T>>(words, x.channels, x.h, x.w);
+      const Conv2dShape& s = shortcut_->shape;
+      if (s.co != ci || s.out_h() != h || s.out_w() != w || s.groups != 1) {
+        words.fail("the shortcut's output is not the branch's");
+      }
+    } else if (x.channels != ci || x.h != h || x.w != w) {
+      words.fail("the branch changes the shape, without a convolution in the shortcut");
+    }
+    if (y.channels != ci || y.h != h || y.w != w) words.fail("the output's size is another");
+    if (keep_ != kNone && shortcut_ != nullptr) words.fail("a block with a shortcut is skipped");
+    if (in_ == out_ && shortcut_ != nullptr) words.fail("a block with a shortcut is in place");
+    add_uses();
+  }
+
+  int64_t workspace_bytes(int64_t n, int64_t threads) const override {
+    return gated_block_workspace_bytes(args(n), threads);
+  }
+
+  void run(const Frame& frame) const override {
+    GatedBlock<T> block = args(frame.n);
+    for (int i = 0; i < block.depth; ++i) {
+      if (branch_[i]->mask == kNone) continue;
+      const uint8_t* open = frame.at<uint8_t>(branch_[i]->mask);
+      block.branch[i].out_open = block.branch[i + 1].in_open = open;
+    }
+    set_input(frame, in_, &block.x, block.x_stride);
+    block.y = frame.at<T>(out_);
+    if (keep_ != kNone) block.keep = frame.at<uint8_t>(keep_);
+    if (out_pooled_ != kNone) block.pooled = frame.at<Acc>(out_pooled_);
+    if (in_pooled_ != kNone) block.x_pooled = frame.at<Acc>(in_pooled_);
+    gated_block(block, frame.threads, frame.parallel_for, frame.workspace);
+  }
+
+  int64_t dense_macs() const override {
+    int64_t sum = shortcut_ == nullptr ? 0 : shortcut_->dense_macs();
+    for (const auto& part : branch_) sum += part->conv.dense_macs();
+    return sum;
+  }
+
+  int64_t macs(const Frame& frame, int64_t sample) const override {
+    if (keep_ != kNone && *(frame.at<uint8_t>(keep_) + sample) == 0) return 0;
+    int64_t sum = shortcut_ == nullptr ? 0 : shortcut_->dense_macs();
+    int64_t open = branch_[0]->conv.shape.ci;
+    for (const auto& part : branch_) {
+      const int64_t channels = part->conv.shape.co;
+      const int64_t after = count_open(frame, part->mask, sample, channels, part->group_size);
+      sum += part->conv.macs(open, after);
+      open = after;
+    }
+    return sum;
+  }
+
+ private:
+  void add_uses() {
+    reads = {in_};
+    writes = {out_};
+    if (keep_ != kNone) reads.push_back(keep_);
+    if (in_pooled_ != kNone) reads.push_back(in_pooled_);
+    if (out_pooled_ != kNone) writes.push_back(out_pooled_);
+    for (const auto& part : branch_) {
+      if (part->mask != kNone) reads.push_back(part->mask);
+    }
+  }
+
+  GatedBlock<T> args(int64_t n) const {
+    GatedBlock<T> block = {};
+    block.depth = static_cast<int>(branch_.size());
+    block.channels_last = true;
+    for (int i = 0; i < block.depth; ++i) {
+      block.branch[i] = branch_[i]->conv.args(n);
+      block.branch[i].out_group_size = branch_[i]->group_size;
+      if (i > 0) block.branch[i].in_group_size = branch_[i - 1]->group_size;
+    }
+    block.has_shortcut = shortcut_ != nullptr;
+    if (block.has_shortcut) block.shortcut = shortcut_->args(n);
+    return block;
+  }
+
+  const int64_t in_, out_, keep_, in_pooled_, out_pooled_;
+  std::vector<std::unique_ptr<BranchConv<T>>> branch_;
+  std::unique_ptr<ConvWeights<T>> shortcut_;
+};
+
+// A layer of a dense block: new channels behind those of the concatenation that it reads.
+class DenseLayerOp : public Op {
+ public:
+  explicit DenseLayerOp(Words& words)
+      : in_(words.value(Kind::kImage, -1, "input")),
+        out_(words.value(Kind::kImage, -1, "output")),
+        in_mask_(words.optional_value(Kind::kBits, channels(words, in_), "input mask")),
+        out_open_(words.optional_value(Kind::kBits, -1, "open groups")),
+        group_size_(words.integer(1, kMaxSize, "group size")),
+        out_mask_(words.optional_value(Kind::kBits, channels(words, out_), "output mask")),
+        out_pooled_(words.optional_value(Kind::kVector, channels(words, out_), "pooled output")),
+        scale_(words.floats(channels(words, in_), "scale")),
+        shift_(words.floats(channels(words, in_), "shift")),
+        conv1_(words, channels(words, in_), image(words, in_).h, image(words, in_).w),
+        conv2_(words, conv1_.shape.co, conv1_.shape.out_h(), conv1_.shape.out_w()) {
+    if (conv2_.shape.co != channels(words, out_)) words.fail("the output has other channels");
+    if (conv1_.shape.groups != 1 || conv2_.shape.groups != 1) words.fail("has convolution groups");
+    check_size(words, out_, conv2_.shape.out_h(), conv2_.shape.out_w());
+    if (out_open_ != kNone) {
+      check_whole(words, out_open_, "open groups");
+      if (channels(words, out_open_) != (conv2_.shape.co + group_size_ - 1) / group_size_) {
+        words.fail("there is another number of open groups");
+      }
+    }
+    reads = {in_};
+    writes = {out_};
+    for (const int64_t value : {in_mask_, out_open_}) {
+      if (value != kNone) reads.push_back(value);
+    }
+    for (const int64_t value : {out_mask_, out_pooled_}) {
+      if (value != kNone) writes.push_back(value);
+    }
+  }
+
+  int64_t workspace_bytes(int64_t n, int64_t threads) const override {
+    const int64_t bytes = gated_dense_layer_workspace_bytes(args(n), threads);
+    return bytes < 0 ? bytes : bytes + mask_bytes(n) + pooled_bytes(n);
+  }
+
+  void run(const Frame& frame) const override {
+    GatedDenseLayer<float> layer = args(frame.n);
+    char* room = static_cast<char*>(frame.workspace);
+    set_input(frame, in_, &layer.conv1.x, layer.conv1.x_stride);
+    if (in_mask_ != kNone) layer.conv1.in_open = dense_bits(frame, in_mask_, room);
+    room += mask_bytes(frame.n);
+    if (out_open_ != kNone) layer.conv2.out_open = frame.at<uint8_t>(out_open_);
+    layer.conv2.y = frame.at<float>(out_);
+    layer.conv2.y_sample_stride = frame.stride(out_);
+    layer.conv2.y_stride = frame.graph.buffer_of(out_).channels;
+    float* pooled = reinterpret_cast<float*>(room);
+    if (out_pooled_ != kNone) layer.pooled = pooled;
+    room += pooled_bytes(frame.n);
+    gated_dense_layer(layer, frame.threads, frame.parallel_for, room);
+    const int64_t count = conv2_.shape.co;
+    for (int64_t n = 0; n < frame.n; ++n) {
+      if (out_pooled_ != kNone) {
+        float* to = frame.at<float>(out_pooled_) + n * frame.stride(out_pooled_);
+        std::copy_n(pooled + n * count, count, to);
+      }
+      if (out_mask_ != kNone) {
+        write_mask(frame, n, frame.at<uint8_t>(out_mask_) + n * frame.stride(out_mask_));
+      }
+    }
+  }
+
+  int64_t dense_macs() const override { return conv1_.dense_macs() + conv2_.dense_macs(); }
+
+  int64_t macs(const Frame& frame, int64_t sample) const override {
+    const int64_t open = count_open(frame, out_open_, sample, conv2_.shape.co, group_size_);
+    if (open == 0) return 0;
+    const int64_t in = count_open(frame, in_mask_, sample, conv1_.shape.ci, 1);
+    return conv1_.macs(in, conv1_.shape.co) + conv2_.macs(conv2_.shape.ci, open);
+  }
+
+ private:
+  static int64_t channels(const Words& words, int64_t value) {
+    return words.graph().values[value].channels;
+  }
+  static const Buffer& image(const Words& words, int64_t value) {
+    return words.graph().buffer_of(value);
+  }
+
+  // The bit of each new channel.
+  void write_mask(const Frame& frame, int64_t sample, uint8_t* bits) const {
+    const uint8_t* open = out_open_ == kNone
+                              ? nullptr
+                              : frame.at<uint8_t>(out_open_) + sample * frame.stride(out_open_);
+    for (int64_t c = 0; c < conv2_.shape.co; ++c) {
+      bits[c] = open == nullptr ? uint8_t{1} : open[c / group_size_];
+    }
+  }
+
+  int64_t mask_bytes(int64_t n) const {
+    return in_mask_ == kNone ? 0 : round_up(n * conv1_.shape.ci, 64);
+  }
+  int64_t pooled_bytes(int64_t n) const {
+    return out_pooled_ == kNone ? 0 : round_up(n * conv2_.shape.co * 4, 64);
+  }
+
+  GatedDenseLayer<float> args(int64_t n) const {
+    GatedDenseLayer<float> layer = {};
+    layer.conv1 = conv1_.args(n);
+    layer.conv1.pre_scale = scale_.data();
+    layer.conv1.pre_shift = shift_.data();
+    layer.conv2 = conv2_.args(n);
+    layer.conv2.out_group_size = group_size_;
+    layer.conv2.leave_closed = true;
+    return layer;
+  }
+
+  const int64_t in_, out_, in_mask_, out_open_, group_size_, out_mask_, out_pooled_;
+  const std::vector<float> scale_, shift_;
+  const ConvWeights<float> conv1_, conv2_;
+};
+
+}  // namespace
+
+template <class T>
+std::unique_ptr<Op> read_block(Words& words) {
+  return std::make_unique<BlockOp<T>>(words);
+}
+
+std::unique_ptr<Op> read_dense_layer(Words& words) { return std::make_unique<DenseLayerOp>(words); }
+
+template std::unique_ptr<Op> read_block<float>(Words&);
+template std::unique_ptr<Op> read_block<bf16>(Words&);
+
+}  // namespace ddi::engine
