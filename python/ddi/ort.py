@@ -66,6 +66,7 @@ def export_onnx(model: nn.Module, example: Tensor) -> bytes:
             model,
             (example,),
             input_names=["x"],
+            output_names=["y"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             dynamo=True,
             verbose=False,
