@@ -3,6 +3,7 @@
 
 #include "isa.h"
 #include "micro_depthwise.h"
+#include "micro_elementwise.h"
 #include "micro_gate.h"
 #include "micro_winograd.h"
 
@@ -71,6 +72,18 @@ const GateMicro<float>& gate_micro<float>() {
               kGateAvx512F32);
 }
 
+template <>
+const ElementwiseMicro<float>& elementwise_micro<float>() {
+  return pick(kElementwiseScalarF32, kElementwiseAvx2F32, kElementwiseAvx512F32,
+              kElementwiseAvx512F32, kElementwiseAvx512F32, kElementwiseAvx512F32);
+}
+
+template <>
+const ElementwiseMicro<bf16>& elementwise_micro<bf16>() {
+  return pick(kElementwiseScalarBf16, kElementwiseAvx2Bf16, kElementwiseAvx512Bf16,
+              kElementwiseAvx512Bf16, kElementwiseAvx512Bf16, kElementwiseAvx512Bf16);
+}
+
 const WinogradMicro& winograd_micro() {
   return pick(kWinogradScalar, kWinogradAvx2, kWinogradAvx512, kWinogradAvx512, kWinogradAvx512,
               kWinogradAvx512);
@@ -104,6 +117,16 @@ DepthwiseTileFn<float> depthwise_tile<float>() {
 template <>
 const GateMicro<float>& gate_micro<float>() {
   return kGateScalarF32;
+}
+
+template <>
+const ElementwiseMicro<float>& elementwise_micro<float>() {
+  return kElementwiseScalarF32;
+}
+
+template <>
+const ElementwiseMicro<bf16>& elementwise_micro<bf16>() {
+  return kElementwiseScalarBf16;
 }
 
 const WinogradMicro& winograd_micro() { return kWinogradScalar; }

@@ -93,6 +93,10 @@ struct Lanes {
   static DDI_INLINE V div(V a, V b) { return _mm256_div_ps(a, b); }
   static DDI_INLINE V madd(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
   static DDI_INLINE V activate(V v, bool relu) { return ddi::activate(v, relu); }
+  // The second operand, which max returns if either is NaN, keeps its own; the blend keeps v's.
+  static DDI_INLINE V max(V v, V so_far) {
+    return _mm256_blendv_ps(_mm256_max_ps(v, so_far), v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  }
   static DDI_INLINE V clamp(V v, float least, float most) {
     return _mm256_min_ps(set(most), _mm256_max_ps(set(least), v));
   }

@@ -82,6 +82,10 @@ struct Lanes {
   static DDI_INLINE V div(V a, V b) { return _mm512_div_ps(a, b); }
   static DDI_INLINE V madd(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
   static DDI_INLINE V activate(V v, bool relu) { return ddi::activate(v, relu); }
+  // The second operand, which max returns if either is NaN, keeps its own; the mask keeps v's.
+  static DDI_INLINE V max(V v, V so_far) {
+    return _mm512_mask_max_ps(v, _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), v, so_far);
+  }
   static DDI_INLINE V clamp(V v, float least, float most) {
     return _mm512_min_ps(set(most), _mm512_max_ps(set(least), v));
   }

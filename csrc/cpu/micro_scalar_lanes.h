@@ -27,6 +27,7 @@ struct Lanes {
   static V div(V a, V b) { return a / b; }
   static V madd(V a, V b, V c) { return a * b + c; }
   static V activate(V v, bool relu) { return relu && v < 0 ? 0 : v; }
+  static V max(V v, V so_far) { return v > so_far || v != v ? v : so_far; }
   static V clamp(V v, float least, float most) { return v < least ? least : v > most ? most : v; }
   static V round(V v) { return std::nearbyint(v); }
   static V power(V v) { return std::ldexp(1.0f, static_cast<int>(v)); }

@@ -87,11 +87,11 @@ def test_package_on_an_old_processor(processor: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-@pytest.mark.parametrize("name", ["driver_check", "allocation_check"])
+@pytest.mark.parametrize("name", ["driver_check", "elementwise_check", "allocation_check", "gate_check"])
 def test_drivers_under_a_sanitizer(name: str, sanitizer: str, compile_program: Callable[..., Path]) -> None:
     flags = ("-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
     program = compile_program(name, *flags)
-    cases = ["200"] if name == "driver_check" else []
+    cases = ["200"] if name in ("driver_check", "elementwise_check") else []
     for isa in LEVELS:
         finished = subprocess.run([program, isa, *cases], capture_output=True, text=True)
         if finished.returncode == 2:  # more than this machine has
