@@ -84,7 +84,7 @@ $(ENGINE_DIR)/%.o: csrc/%.cpp $(wildcard csrc/cpu/*.h csrc/engine/*.h)
 	$(CXX) $(ENGINE_FLAGS) $(CXXFLAGS) -c $< -o $@
 
 $(ENGINE_DIR)/libddi.so: $(ENGINE_OBJECTS)
-	$(CXX) -shared -s -Wl,--gc-sections $(LDFLAGS) $^ -pthread -o $@
+	$(CXX) -shared -s -Wl,--gc-sections -Wl,-soname,libddi.so $(LDFLAGS) $^ -pthread -o $@
 
 $(ENGINE_DIR)/ddi_run: $(ENGINE_CLI:csrc/%.cpp=$(ENGINE_DIR)/%.o) $(ENGINE_DIR)/libddi.so
 	$(CXX) -s $(LDFLAGS) $^ -Wl,-rpath,'$$ORIGIN' -o $@

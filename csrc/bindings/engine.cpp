@@ -1,7 +1,9 @@
 // The engine for Python. Arrays come through DLPack, so that torch and numpy are served alike and
 // nothing is copied; the GIL is released while a network runs.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 
 #include "isa.h"
@@ -45,16 +47,11 @@ std::string type_name(const DLDataType& type) {
   return (type.code < 7 ? names[type.code] : "type") + std::to_string(type.bits);
 }
 
-// An array that somebody else owns, held for the time of a call.
+// An array in a DLPack capsule, which its owner gets back with the capsule.
 class Array {
  public:
-  Array(const py::handle& object, const char* name, int32_t ndim) : name_(name) {
-    if (!py::hasattr(object, "__dlpack__")) {
-      fail(std::string("is ") + std::string(py::str(py::type::of(object))) +
-           "; expected a torch.Tensor or numpy.ndarray");
-    }
-    owner_ = object.attr("__dlpack__")();
-    void* managed = PyCapsule_GetPointer(owner_.ptr(), "dltensor");
+  Array(const py::capsule& capsule, const char* name, int32_t ndim) : name_(name) {
+    void* managed = PyCapsule_GetPointer(capsule.ptr(), "dltensor");
     if (managed == nullptr) throw py::error_already_set();
     tensor_ = &static_cast<DLManagedTensor*>(managed)->tensor;
     if (tensor_->device.type != kCpu) fail("is not on the CPU; move it there");
@@ -100,12 +97,11 @@ class Array {
 
  private:
   const std::string name_;
-  py::object owner_;  // its destructor hands the array back
   DLTensor* tensor_;
 };
 
-void run(Session& session, const py::handle& images, const py::handle& logits, int64_t max_macs,
-         double deadline_ms, const py::object& decisions) {
+void run(Session& session, const py::capsule& images, const py::capsule& logits, int64_t max_macs,
+         double deadline_ms, const std::optional<py::capsule>& decisions) {
   const Array x(images, "images", 4), y(logits, "logits", 2);
   x.check_type(kFloat, 32, "float32");
   y.check_type(kFloat, 32, "float32");
@@ -121,9 +117,9 @@ void run(Session& session, const py::handle& images, const py::handle& logits, i
   ddi::engine::RunOptions options;
   options.max_macs = max_macs;
   options.deadline_ms = deadline_ms;
-  std::unique_ptr<Array> bits;
-  if (!decisions.is_none()) {
-    bits = std::make_unique<Array>(decisions, "decisions", 2);
+  std::optional<Array> bits;
+  if (decisions.has_value()) {
+    bits.emplace(*decisions, "decisions", 2);
     if (!bits->is_bits()) bits->fail("must be bool or uint8");
     bits->check_dense(x.size(0), network.decision_bytes());
     options.decisions = bits->data<uint8_t>();
