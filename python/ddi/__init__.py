@@ -12,6 +12,7 @@ from .decision import Decision, Mask
 from .gates import DDIConfig, DenseDDIConfig
 from .losses import budget_loss
 from .nn import (
+    ExitHead,
     GatedBasicBlock,
     GatedBottleneck,
     GatedConv2d,
@@ -29,6 +30,7 @@ __all__ = [
     "DDIConfig",
     "Decision",
     "DenseDDIConfig",
+    "ExitHead",
     "GatedBasicBlock",
     "GatedBottleneck",
     "GatedConv2d",

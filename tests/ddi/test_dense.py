@@ -280,6 +280,6 @@ def test_errors_say_what_is_wrong():
         ddi.convert_(model, ddi.DenseDDIConfig())
     model = mixed_model(tiny_densenet)
     block = model.features.denseblock1
-    block.forward = lambda x: block.denselayer3(block.denselayer1(x))
+    block.forward = lambda x, visit: block.denselayer3(block.denselayer1(x))
     with pytest.raises(RuntimeError, match="denselayer3': its input has 6 channels.*made 14.*append"):
         model(images(1))
