@@ -11,7 +11,6 @@ import ddi
 import ddi_kernels
 from ddi import Decision, GatedDenseLayer, GatedNorm, GatedTransition, Mask
 from ddi.backbones.densenet import DenseLayer, Transition
-from ddi.record import current_pass
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 NAN = float("nan")
@@ -272,8 +271,11 @@ def test_errors_say_what_is_wrong():
     for decision in (Decision(masks=(scaled,)), Decision(keep=torch.tensor([True]))):
         with pytest.raises(ValueError, match="keep or a scale.*closing all its new channels"):
             layer()(torch.randn(1, 11, 4, 4), decision)
-    with pytest.raises(RuntimeError, match="outside its model's forward"):
-        current_pass("here")
+    with pytest.raises(ValueError, match="GatedTransition: got masks or keep, expected.*in_mask alone"):
+        transition()(torch.randn(1, 11, 4, 4), Decision(keep=torch.tensor([True])))
+    for gated in (layer(), transition(), GatedNorm(torch.nn.BatchNorm2d(11))):
+        with pytest.raises(RuntimeError, match="outside its model's forward"):
+            gated(torch.randn(1, 11, 4, 4))
     model = tiny_densenet()
     model.features.norm5 = torch.nn.Identity()
     with pytest.raises(ValueError, match="features.denseblock3 is followed by norm5.*BatchNorm2d"):
