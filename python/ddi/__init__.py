@@ -13,6 +13,7 @@ from .freeze import FreezeError, freeze
 from .gates import DDIConfig, DenseDDIConfig
 from .losses import budget_loss
 from .nn import (
+    ExitHead,
     GatedBasicBlock,
     GatedBottleneck,
     GatedConv2d,
@@ -30,6 +31,7 @@ __all__ = [
     "DDIConfig",
     "Decision",
     "DenseDDIConfig",
+    "ExitHead",
     "FreezeError",
     "GatedBasicBlock",
     "GatedBottleneck",

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from .decision import Mask
 
-__all__ = ["Concatenation"]
+__all__ = ["Concatenation", "channel_means"]
+
+
+def channel_means(x: Tensor) -> Tensor:
+    """float[N, C]: means of x over the pixels, as the operators pool: never below float32.
+
+    Gates compare what they see with a threshold, which half precision would blur.
+    """
+    return x.mean((2, 3), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 @dataclass(frozen=True)
@@ -31,8 +39,7 @@ class Concatenation:
     @classmethod
     def of(cls, x: Tensor) -> Concatenation:
         """The input of a dense block, float[N, C, H, W], which is open."""
-        # As the operator pools: gates compare with a threshold, which half precision would blur.
-        return cls(x.mean((2, 3), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32))
+        return cls(channel_means(x))
 
     def append(self, pooled: Tensor, mask: Mask | None) -> Concatenation:
         """With the new channels of a layer: their means float[N, K], and their mask or None."""

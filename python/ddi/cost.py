@@ -99,6 +99,8 @@ def dense_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
 def count_macs(model: nn.Module, x: Tensor) -> MacCount:
     """MACs of a model on a batch, dense and at its gates' hard decisions.
 
+    Those of `model(x)`, which runs no branch classifier: what one costs comes on top where it is run.
+
     Args:
         model: gated or plain; run once in its current mode if gated.
         x: float[N, C, H, W].

@@ -62,7 +62,8 @@ class Record:
 
     @property
     def macs(self) -> Tensor:
-        """float[total samples]: multiply-adds of each sample, gates and ungated layers included."""
+        """float[total samples]: multiply-adds of each sample, gates and ungated layers included, branch
+        classifiers not."""
         if not any(self.passes):
             raise RuntimeError("record: no forward pass was recorded; call the model inside the context")
         totals = []

@@ -26,14 +26,39 @@ def test_straight_through_has_hard_values_and_soft_gradients():
     assert decision.needs_grad
 
 
+def test_per_channel_repeats_bits_and_soft_values_and_drops_the_scale():
+    soft = torch.tensor([[0.9, 0.2]], requires_grad=True)
+    mask = Mask(torch.tensor([[True, False]]), 2, scale=torch.tensor([[3.0, 3.0]]), soft=soft).per_channel(3)
+    assert mask.open.tolist() == [[True, True, False]] and mask.group_size == 1
+    assert mask.weights(3).tolist() == [[1.0, 1.0, 0.0]]
+    mask.weights(3).sum().backward()
+    assert soft.grad.tolist() == [[2.0, 1.0]]
+
+
+def test_apply_multiplies_channels_in_the_dtype_of_x():
+    mask = Mask(torch.tensor([[True, False]]), scale=torch.tensor([[0.5, 1.0]]))
+    y = mask.apply(torch.full((1, 2, 1, 1), 4.0, dtype=torch.bfloat16))
+    assert y.dtype == torch.bfloat16 and y.flatten().tolist() == [2.0, 0.0]
+
+
+def test_a_gradient_may_be_needed_by_the_mask_of_the_inputs():
+    soft = torch.tensor([[0.9]], requires_grad=True)
+    assert Decision(in_mask=Mask(torch.tensor([[True]]), soft=soft)).needs_grad
+    assert not Decision(in_mask=Mask(torch.tensor([[True]]))).needs_grad
+
+
 def test_select_takes_samples_of_every_field():
     mask = Mask(torch.tensor([[True], [False], [True]]), scale=torch.tensor([[1.0], [2.0], [3.0]]))
     decision = Decision(
-        keep=torch.tensor([True, False, True]), keep_scale=torch.tensor([1.0, 2.0, 3.0]), masks=(mask,)
+        keep=torch.tensor([True, False, True]),
+        keep_scale=torch.tensor([1.0, 2.0, 3.0]),
+        masks=(mask,),
+        in_mask=Mask(torch.tensor([[True], [True], [False]])),
     )
     some = decision.select(torch.tensor([2]))
     assert some.keep.tolist() == [True]
     assert some.keep_scale.tolist() == [3.0]
     assert some.masks[0].open.tolist() == [[True]]
     assert some.masks[0].scale.tolist() == [[3.0]]
+    assert some.in_mask.open.tolist() == [[False]]
     assert not some.needs_grad

@@ -50,6 +50,17 @@ DECISIONS = {
         keep=torch.arange(n) % 3 != 1, keep_scale=torch.rand(n), masks=random_masks(n, c, scaled=True)
     ),
 }
+
+
+def grouped_bottleneck():
+    """As in a ResNeXt: the 3x3 convolution in four groups of two channels."""
+    torch.manual_seed(3)
+    plain = Bottleneck(32, 8)
+    plain.conv2 = nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=False)
+    randomize_norms(plain)
+    return GatedBottleneck(plain).eval()
+
+
 BLOCKS = {
     "basic": lambda: block(),
     "basic projection": lambda: block(12, 20, 2),
@@ -68,9 +79,12 @@ def other_stride(make):
 
 @pytest.mark.parametrize("n", [0, 1, 5])
 @pytest.mark.parametrize("decision", DECISIONS)
-@pytest.mark.parametrize("kind", [*BLOCKS, "basic in parts", "bottleneck in parts"])
+@pytest.mark.parametrize("kind", [*BLOCKS, "basic in parts", "bottleneck in parts", "grouped"])
 def test_sparse_equals_dense(kind, decision, n):
-    if kind.endswith("in parts"):
+    if kind == "grouped":
+        gated = grouped_bottleneck()
+        assert not gated.prepared().fused
+    elif kind.endswith("in parts"):
         gated = other_stride(BLOCKS[kind.replace("in parts", "projection")])
         assert not gated.prepared().fused
     else:
@@ -113,6 +127,15 @@ def test_macs_of_a_bottleneck_are_the_products_of_what_is_open():
     by_hand = [12 * 5 * 36 + 5 * 4 * 9 * 9 + 4 * 32 * 9 + projection, 12 * 8 * 36 + projection]
     assert macs.tolist() == by_hand
     assert gated.dense_macs(torch.Size((2, 12, 6, 6))) == 12 * 8 * 36 + (8 * 8 * 9 + 8 * 32) * 9 + projection
+
+
+def test_macs_of_a_grouped_convolution_count_its_own_pairs():
+    gated = grouped_bottleneck()
+    # Open in the four groups of two channels: 2, 1, 0, 0 inputs and 1, 0, 2, 2 outputs.
+    inputs = Mask(torch.tensor([[True, True, True, False] + [False] * 4]), scale=torch.full((1, 8), 0.5))
+    outputs = Mask(torch.tensor([[True, False, False, False] + [True] * 4]))
+    macs = gated.macs(torch.Size((1, 32, 3, 3)), Decision(masks=(inputs, outputs)))
+    assert macs.tolist() == [(32 * 3 + (2 * 1 + 1 * 0) * 9 + 5 * 32) * 9]
 
 
 def test_decisions_for_other_blocks_are_refused():

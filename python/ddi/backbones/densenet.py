@@ -15,9 +15,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .base import Backbone, Exits, Visit
 from .registry import register_model
 
-__all__ = ["DenseBlock", "DenseLayer", "DenseNet", "Transition"]
+__all__ = ["DenseBlock", "DenseLayer", "DenseNet", "Features", "Transition"]
 
 
 class DenseLayer(nn.Module):
@@ -42,9 +43,11 @@ class DenseBlock(nn.Sequential):
         for i in range(depth):
             self.add_module(f"denselayer{i + 1}", DenseLayer(in_channels + i * growth, growth))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, visit: Visit | None = None) -> Tensor:
         for layer in self:
             x = torch.cat((x, layer(x)), dim=1)
+            if visit is not None:
+                visit(x)
         return x
 
 
@@ -60,7 +63,16 @@ class Transition(nn.Module):
         return F.avg_pool2d(self.conv(F.relu(self.norm(x))), 2)
 
 
-class DenseNet(nn.Module):
+class Features(nn.Sequential):
+    """Everything but the classifier; `visit` sees the concatenation behind every dense layer."""
+
+    def forward(self, x: Tensor, visit: Visit | None = None) -> Tensor:
+        for module in self:
+            x = module(x, visit) if isinstance(module, DenseBlock) else module(x)
+        return x
+
+
+class DenseNet(Backbone):
     """float[N, 3, H, W] -> logits float[N, num_classes].
 
     Args:
@@ -68,7 +80,8 @@ class DenseNet(nn.Module):
         depths: layers of each dense block.
         width: channels of the stem.
         stem: "cifar", one 3x3 convolution, or "imagenet", which goes to a quarter of the size first.
-        num_classes: width of the classifier.
+        num_classes: width of the classifiers.
+        exits: see `ddi.create_model`.
     """
 
     def __init__(
@@ -78,12 +91,13 @@ class DenseNet(nn.Module):
         width: int,
         stem: Literal["cifar", "imagenet"],
         num_classes: int,
+        exits: Exits = None,
     ) -> None:
         super().__init__()
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"DenseNet: num_classes must be a positive int, got {num_classes!r}")
         large, channels = stem == "imagenet", width
-        self.features = nn.Sequential()
+        self.depths, self.features = tuple(depths), Features()
         self.features.add_module(
             "conv0", nn.Conv2d(3, width, *((7, 2, 3) if large else (3, 1, 1)), bias=False)
         )
@@ -103,23 +117,31 @@ class DenseNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
         nn.init.zeros_(self.classifier.bias)
+        self._add_exits(exits, num_classes, 224 if large else 32, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != 3:
-            raise ValueError(f"DenseNet: expected input (N, 3, H, W), got {tuple(x.shape)}")
-        return self.classifier(F.relu(self.features(x)).mean((2, 3)))
+    def _run(self, x: Tensor, visit: Visit | None) -> Tensor:
+        return self.classifier(F.relu(self.features(x, visit)).mean((2, 3)))
+
+    def _default_positions(self, macs: Sequence[int]) -> list[int]:
+        """In the middle of the first dense block, and at 1/4 and 3/4 of each other one."""
+        positions, before = [], 0
+        for i, depth in enumerate(self.depths):
+            for share in (0.25, 0.75) if i else (0.5,):
+                positions.append(before + int(depth * share + 0.5))
+            before += depth
+        return positions
 
 
 def _register_cifar(depth: int) -> None:
     @register_model(f"densenet_bc{depth}")
-    def build(num_classes: int = 10) -> nn.Module:
-        return DenseNet(12, ((depth - 4) // 6,) * 3, 24, "cifar", num_classes)
+    def build(num_classes: int = 10, exits: Exits = None) -> nn.Module:
+        return DenseNet(12, ((depth - 4) // 6,) * 3, 24, "cifar", num_classes, exits)
 
 
 def _register(depth: int, depths: Sequence[int], growth: int = 32) -> None:
     @register_model(f"densenet{depth}")
-    def build(num_classes: int = 1000) -> nn.Module:
-        return DenseNet(growth, depths, 2 * growth, "imagenet", num_classes)
+    def build(num_classes: int = 1000, exits: Exits = None) -> nn.Module:
+        return DenseNet(growth, depths, 2 * growth, "imagenet", num_classes, exits)
 
 
 for _depth in (40, 100):

@@ -43,13 +43,18 @@ def create_model(name: str, gates: Any | None = None, **kwargs: Any) -> nn.Modul
     Args:
         name: one of `list_models()`.
         gates: a gate config; the backbone is then converted by `convert_`.
-        **kwargs: for the backbone, e.g. num_classes.
+        **kwargs: for the backbone: num_classes, and exits, its branch classifiers `exits.*`, whose logits
+            `model.forward_exits(x)` gives (`model(x)` does not run them). None: none. "default": six that
+            cut a ResNet's MACs evenly; of a DenseNet one in the middle of the first dense block and two, at
+            1/4 and 3/4, in each other one. A number: so many, evenly spread in MACs. Rising numbers: how
+            many blocks (of a DenseNet: layers) run before each.
 
     Raises:
         ValueError: unknown name or argument, with the nearest known ones.
 
     Example:
-        >>> model = ddi.create_model("cifar_resnet38", gates=ddi.DDIConfig(), num_classes=10)
+        >>> model = ddi.create_model("cifar_resnet38", gates=ddi.DDIConfig(), num_classes=10, exits="default")
+        >>> *early, last = model.forward_exits(torch.randn(1, 3, 32, 32))
     """
     if name not in _MODELS:
         near = difflib.get_close_matches(str(name), _MODELS, n=3)

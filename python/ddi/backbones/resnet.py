@@ -14,9 +14,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .base import Backbone, Exits, Visit
 from .registry import register_model
 
-__all__ = ["BasicBlock", "Bottleneck", "ResNet"]
+__all__ = ["BasicBlock", "Bottleneck", "ResNet", "Stage"]
 
 
 def _projection(in_channels: int, channels: int, stride: int) -> nn.Module | None:
@@ -69,7 +70,18 @@ class Bottleneck(nn.Module):
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNet(nn.Module):
+class Stage(nn.Sequential):
+    """Residual blocks on maps of one size."""
+
+    def forward(self, x: Tensor, visit: Visit | None = None) -> Tensor:
+        for block in self:
+            x = block(x)
+            if visit is not None:
+                visit(x)
+        return x
+
+
+class ResNet(Backbone):
     """float[N, 3, H, W] -> logits float[N, num_classes].
 
     Args:
@@ -77,7 +89,8 @@ class ResNet(nn.Module):
         depths: blocks of each stage; every stage but the first halves the map and doubles the width.
         width: channels of the stem and of the first stage's interiors.
         stem: "cifar", one 3x3 convolution, or "imagenet", which goes to a quarter of the size first.
-        num_classes: width of the classifier.
+        num_classes: width of the classifiers.
+        exits: see `ddi.create_model`.
     """
 
     def __init__(
@@ -87,6 +100,7 @@ class ResNet(nn.Module):
         width: int,
         stem: Literal["cifar", "imagenet"],
         num_classes: int,
+        exits: Exits = None,
     ) -> None:
         super().__init__()
         if not isinstance(num_classes, int) or num_classes < 1:
@@ -101,31 +115,30 @@ class ResNet(nn.Module):
             for j in range(depth):
                 blocks.append(block(channels, width << i, 2 if i > 0 and j == 0 else 1))
                 channels = (width << i) * block.expansion
-            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+            self.add_module(f"layer{i + 1}", Stage(*blocks))
         self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self._add_exits(exits, num_classes, 224 if large else 32, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != 3:
-            raise ValueError(f"ResNet: expected input (N, 3, H, W), got {tuple(x.shape)}")
+    def _run(self, x: Tensor, visit: Visit | None) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         for i in range(self.num_stages):
-            x = self.get_submodule(f"layer{i + 1}")(x)
+            x = self.get_submodule(f"layer{i + 1}")(x, visit)
         return self.fc(x.mean((2, 3)))
 
 
 def _register_cifar(depth: int) -> None:
     @register_model(f"cifar_resnet{depth}")
-    def build(num_classes: int = 10) -> nn.Module:
-        return ResNet(BasicBlock, ((depth - 2) // 6,) * 3, 16, "cifar", num_classes)
+    def build(num_classes: int = 10, exits: Exits = None) -> nn.Module:
+        return ResNet(BasicBlock, ((depth - 2) // 6,) * 3, 16, "cifar", num_classes, exits)
 
 
 def _register(depth: int, block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int]) -> None:
     @register_model(f"resnet{depth}")
-    def build(num_classes: int = 1000) -> nn.Module:
-        return ResNet(block, depths, 64, "imagenet", num_classes)
+    def build(num_classes: int = 1000, exits: Exits = None) -> nn.Module:
+        return ResNet(block, depths, 64, "imagenet", num_classes, exits)
 
 
 for _depth in (8, 14, 20, 32, 38, 56, 74, 110):

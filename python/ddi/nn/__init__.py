@@ -1,5 +1,6 @@
 """Drop-in modules that run gated: same parameters and state_dict keys as what they stand for."""
 
+from .exit_head import ExitHead
 from .gated_basic_block import GatedBasicBlock
 from .gated_bottleneck import GatedBottleneck
 from .gated_conv2d import GatedConv2d
@@ -9,6 +10,7 @@ from .layer_skip import LayerSkip
 from .prepared import prepare_
 
 __all__ = [
+    "ExitHead",
     "GatedBasicBlock",
     "GatedBottleneck",
     "GatedConv2d",

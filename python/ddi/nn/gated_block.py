@@ -67,9 +67,19 @@ class GatedBlock(PreparedModule):
         chain = self.chain(decision)
         size, total = tuple(shape[2:]), torch.zeros(shape[0], device=chain[0][0].weight.device)
         for conv, before, after in chain:
-            shares = open_share(before, conv.in_channels) * open_share(after, conv.out_channels)
-            total = total + conv_macs(conv, size) * shares
+            total = total + conv_macs(conv, size) * _open_pairs(conv, before, after)
             size = conv_output_size(conv, size)
         keep = self.kept(decision)
         total = total if keep is None else total * keep
         return total + sum(conv_macs(conv, shape[2:]) for conv in self.shortcut_convs())
+
+
+def _open_pairs(conv: nn.Conv2d, before: Mask | None, after: Mask | None) -> Any:
+    """float[N]: share of a convolution's pairs of input and output channels that are open on both sides."""
+    ci, co, groups = conv.in_channels, conv.out_channels, conv.groups
+    if groups == 1 or before is None or after is None:
+        return open_share(before, ci) * open_share(after, co)
+    # A convolution group joins its own channels only, so that the product holds group by group.
+    inputs = before.per_channel(ci).weights(ci).unflatten(1, (groups, -1)).mean(2)
+    outputs = after.per_channel(co).weights(co).unflatten(1, (groups, -1)).mean(2)
+    return (inputs * outputs).mean(1)

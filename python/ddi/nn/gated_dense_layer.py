@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ddi_kernels import fold_bn, gated_dense_layer
 
+from ..concatenation import channel_means
 from ..decision import Decision
 from ..gates import GateSite
 from ..record import current_pass
@@ -112,7 +113,7 @@ class GatedDenseLayer(GatedBlock):
             h = h if in_mask is None else in_mask.apply(h)
             y = self.conv2(F.relu(self.norm2(self.conv1(h))))
             y = y if out_mask is None else out_mask.apply(y)
-            return y, y.mean((2, 3))
+            return y, channel_means(y)
         prepared: _Prepared = self.prepared()
         return gated_dense_layer(
             x,

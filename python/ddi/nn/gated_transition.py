@@ -57,6 +57,8 @@ class GatedTransition(GatedBlock):
             gate_pass = current_pass(self.site.name)
             decision, _ = gate_pass.decide_dense(self, x)
             gate_pass.concatenation = None
+        elif decision.masks or decision.keep is not None:
+            raise ValueError("GatedTransition: got masks or keep, expected a Decision with in_mask alone")
         mask, h = decision.in_mask, F.relu(self.norm(x))
         if mask is None:
             y = self.conv(h)
