@@ -13,7 +13,9 @@ def _parser() -> argparse.ArgumentParser:
     suites = parser.add_subparsers(dest="name", required=True)
     op.add_arguments(suites.add_parser("op", help="gated_conv2d against dense convolutions"))
     block.add_arguments(suites.add_parser("block", help="gated_basic_block against dense blocks, batch 1"))
-    model.add_arguments(suites.add_parser("model", help="whole networks in the engine against dense runtimes"))
+    model.add_arguments(
+        suites.add_parser("model", help="whole networks in the engine against dense runtimes")
+    )
     int8.add_arguments(suites.add_parser("int8", help="gated_conv2d_int8 against our float32 kernel"))
     scaling.add_arguments(suites.add_parser("scaling", help="time by open channels and by samples"))
     for suite in suites.choices.values():

@@ -138,7 +138,9 @@ def check(name: str, case: Case, got: Tensor, expected: Tensor) -> float:
     """
     error = ((got - expected).abs().max() / expected.abs().max()).item()
     if not error < TOLERANCES[case.dtype]:
-        raise RuntimeError(f"{name} of {case.network.name} differs from the model by {error:.1e} of its logits")
+        raise RuntimeError(
+            f"{name} of {case.network.name} differs from the model by {error:.1e} of its logits"
+        )
     return error
 
 
@@ -259,9 +261,13 @@ def describe(one: dict[str, Any]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench model`, beside those of every suite."""
     parser.add_argument("--suite", choices=("engine",), default="engine")
-    parser.add_argument("--cases", default="", metavar="SUBSTRING", help="only networks with this in their name")
+    parser.add_argument(
+        "--cases", default="", metavar="SUBSTRING", help="only networks with this in their name"
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--mac-ratio", type=float, default=4.0)
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes"
+    )
     parser.set_defaults(run=run)

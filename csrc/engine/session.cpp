@@ -78,6 +78,8 @@ Session::Session(std::shared_ptr<const Network> network, int64_t max_batch, int6
   macs_.resize(static_cast<size_t>(max_batch));
   decisions_.resize(static_cast<size_t>(max_batch * network_->decision_bytes()));
   step_ms_.resize(steps);
+  step_worst_ms_.resize(steps);
+  exit_worst_ms_.resize(network_->exits().size());
   int64_t at = 0;
   for (const auto& op : network_->trunk()) {
     decision_at_.push_back(at);
@@ -159,42 +161,53 @@ void Session::begin(const Frame& f) {
   }
 }
 
+// What the classifier of an exit costs.
+Session::Cost Session::exit_cost(int64_t exit, int64_t n) const {
+  Cost cost{0, static_cast<double>(n) * exit_worst_ms_[static_cast<size_t>(exit)]};
+  for (const auto& op : network_->exits()[static_cast<size_t>(exit)].steps) {
+    cost.macs += op->dense_macs();
+  }
+  return cost;
+}
+
+// Whether so much may be spent on top of what has been.
+bool Session::fits(const Cost& cost, const RunOptions& options) const {
+  if (options.max_macs >= 0 && most_macs_ + cost.macs > options.max_macs) return false;
+  return options.deadline_ms < 0 || elapsed_ms() + cost.ms <= options.deadline_ms;
+}
+
 // Passes the exits at this position. False if the run must halt at the one before them.
 bool Session::reach_exits(int64_t position, int64_t n, const RunOptions& options) {
   const auto& exits = network_->exits();
   for (int64_t next = exit_ + 1; next < static_cast<int64_t>(exits.size()); ++next) {
-    const Exit& exit = exits[static_cast<size_t>(next)];
-    if (exit.position != position) return true;
-    int64_t macs = most_macs_;
-    for (const auto& op : exit.steps) macs += op->dense_macs();
-    const bool late =
-        options.deadline_ms >= 0 &&
-        elapsed_ms() + n * exit_worst_ms_[static_cast<size_t>(next)] > options.deadline_ms;
-    const bool dear = options.max_macs >= 0 && macs > options.max_macs;
-    if (next > 0 && (late || dear)) return false;
+    if (exits[static_cast<size_t>(next)].position != position) return true;
+    if (next > 0 && !fits(exit_cost(next, n), options)) return false;
     exit_ = next;
   }
   return true;
 }
 
-// Whether this step leaves enough for the classifier of the last exit. Before the first exit a run
-// cannot halt.
+// Whether this step may be run: the classifier of the last exit still fits behind it, or all that
+// leads to the next exit does. Before the first exit a run cannot halt.
 bool Session::affordable(const Frame& f, int64_t step, const RunOptions& options) const {
-  if (exit_ < 0) return true;
-  const Op& op = *network_->trunk()[static_cast<size_t>(step)];
-  const Exit& exit = network_->exits()[static_cast<size_t>(exit_)];
-  if (options.deadline_ms >= 0) {
-    const double ms =
-        step_worst_ms_[static_cast<size_t>(step)] + exit_worst_ms_[static_cast<size_t>(exit_)];
-    if (elapsed_ms() + f.n * ms > options.deadline_ms) return false;
+  const bool limited = options.max_macs >= 0 || options.deadline_ms >= 0;
+  if (exit_ < 0 || !limited) return true;
+  const auto& trunk = network_->trunk();
+  Cost back = exit_cost(exit_, f.n), on = exit_cost(exit_ + 1, f.n);
+  const int64_t next = network_->exits()[static_cast<size_t>(exit_) + 1].position;
+  for (int64_t i = step; i < next; ++i) {
+    on.macs += trunk[static_cast<size_t>(i)]->dense_macs();
+    on.ms += static_cast<double>(f.n) * step_worst_ms_[static_cast<size_t>(i)];
   }
-  if (options.max_macs < 0) return true;
-  int64_t head = 0, most = 0;
-  for (const auto& part : exit.steps) head += part->dense_macs();
+  if (fits(on, options)) return true;
+  int64_t most = 0;
   for (int64_t n = 0; n < f.n; ++n) {
-    most = std::max(most, macs_[static_cast<size_t>(n)] + op.macs(f, n));
+    most = std::max(most,
+                    macs_[static_cast<size_t>(n)] + trunk[static_cast<size_t>(step)]->macs(f, n));
   }
-  return most + head <= options.max_macs;
+  back.macs += most - most_macs_;
+  back.ms += static_cast<double>(f.n) * step_worst_ms_[static_cast<size_t>(step)];
+  return fits(back, options);
 }
 
 // False if the step was not run, because it would take too much.
@@ -242,11 +255,10 @@ void Session::measure() {
   for (int pass = 0; pass < 2; ++pass) {
     run(images, logits.data(), options);
     step_worst_ms_ = step_ms_;
-    exit_worst_ms_.clear();
-    for (const Exit& exit : network_->exits()) {
+    for (size_t i = 0; i < exit_worst_ms_.size(); ++i) {
       const int64_t before = now_ns();
-      for (const auto& op : exit.steps) op->run(f);
-      exit_worst_ms_.push_back(static_cast<double>(now_ns() - before) * 1e-6);
+      for (const auto& op : network_->exits()[i].steps) op->run(f);
+      exit_worst_ms_[i] = static_cast<double>(now_ns() - before) * 1e-6;
     }
   }
 }

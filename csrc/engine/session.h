@@ -68,6 +68,12 @@ class Session {
   void begin(const Frame& frame);
   bool run_step(const Frame& frame, int64_t step, const RunOptions& options);
   bool affordable(const Frame& frame, int64_t step, const RunOptions& options) const;
+  struct Cost {
+    int64_t macs;
+    double ms;
+  };
+  Cost exit_cost(int64_t exit, int64_t n) const;
+  bool fits(const Cost& cost, const RunOptions& options) const;
   bool reach_exits(int64_t position, int64_t n, const RunOptions& options);
   void answer(const Frame& frame, float* logits);
   void measure();

@@ -116,7 +116,9 @@ class _Emitter:
                 for part in parts:
                     self._vector(part)
                 return self._new_vector(node)
-            self._step("mean", f"{node.name}.mean", [self.images[node], self._new_vector(node), self._mask(node)])
+            self._step(
+                "mean", f"{node.name}.mean", [self.images[node], self._new_vector(node), self._mask(node)]
+            )
         return self.vectors[node]
 
     def _mask(self, node: Node) -> int:
