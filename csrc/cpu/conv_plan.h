@@ -91,8 +91,8 @@ ConvPlan<T> make_conv_plan(const Conv2dShape& s, Arena& arena) {
   const int64_t taps = std::max(s.kh * s.kw, most_positions(s));
   const int64_t panels = max_panels(co, micro<T>().max_strips);
   const int64_t steps = taps * ceil_div(ci, plan.kPack);
-  plan.in_index = arena.take<int32_t>(ci + 1);
-  plan.out_index = arena.take<int32_t>(co + 1);
+  plan.in_index = arena.take<int32_t>(ci);
+  plan.out_index = arena.take<int32_t>(co);
   plan.in_bits = arena.take<uint16_t>(ceil_div(ci, kLanes));
   plan.out_bits = arena.take<uint16_t>(ceil_div(co, kLanes));
   plan.row = arena.take<int32_t>(steps * plan.kPack + kPrefetchRows);
@@ -114,9 +114,9 @@ ConvPlan<T> make_conv_plan(const Conv2dShape& s, Arena& arena) {
 // How many panels the next tile takes: two, or three where that leaves no single one; fewer if
 // their weights would not stay in L2.
 template <class T>
-int tile_panels(int64_t left, int64_t panel_bytes) {
+int tile_panels(const Micro<T>& micro, int64_t left, int64_t panel_bytes) {
   for (int v : {3, 2}) {
-    const bool fits = micro<T>().max_pixels[v] > 0 && v * panel_bytes <= kGroupBytes;
+    const bool fits = micro.max_pixels[v] > 0 && v * panel_bytes <= kGroupBytes;
     if (fits && (v == 3 ? left % 2 == 1 && left >= 3 : left >= 2)) return v;
   }
   return 1;

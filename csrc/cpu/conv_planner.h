@@ -31,20 +31,21 @@ inline int choose_strips(int64_t open, int64_t out_h, int64_t tile_rows, int max
   return best;
 }
 
-// Channels [first, first + channels) of a row of group bits; `index` has room for one more.
+// Channels [first, first + channels) of a row of group bits.
 inline ChannelSet list_channels(const uint8_t* open, int64_t first, int64_t channels,
                                 int64_t group_size, int32_t* index, uint16_t* bits) {
   std::memset(bits, 0, static_cast<size_t>(ceil_div(channels, kLanes)) * sizeof(uint16_t));
-  // Without branches on the bits, which nothing could predict.
-  int64_t count = 0, end;
-  for (int64_t c = 0; c < channels; c = end) {
-    const int64_t group = (first + c) / group_size;
+  // Without branches on the bits, which nothing could predict: closed groups are overwritten.
+  int64_t count = 0, group = first / group_size, end;
+  for (int64_t c = 0; c < channels; c = end, ++group) {
     end = std::min((group + 1) * group_size - first, channels);
-    const uint32_t is_open = open == nullptr || open[group] != 0;
-    for (int64_t i = c; i < end; ++i) {
-      index[count] = static_cast<int32_t>(i);
-      count += is_open;
-      bits[i / kLanes] = static_cast<uint16_t>(bits[i / kLanes] | (is_open << (i % kLanes)));
+    const bool is_open = open == nullptr || open[group] != 0;
+    for (int64_t i = c; i < end; ++i) index[count + i - c] = static_cast<int32_t>(i);
+    count += is_open ? end - c : 0;
+    for (int64_t i = c, next; i < end; i = next) {
+      next = std::min((i / kLanes + 1) * kLanes, end);
+      const uint32_t run = ((1u << (next - i)) - 1u) << (i % kLanes);
+      bits[i / kLanes] = static_cast<uint16_t>(bits[i / kLanes] | (is_open ? run : 0u));
     }
   }
   return {channels, count, index, bits};

@@ -39,7 +39,7 @@ template <class T>
 struct Room {
   Room(const Conv2dShape& s, Arena& arena) {
     const int64_t words = ceil_div(s.co, kLanes), taps = s.kh * s.kw;
-    index = arena.take<int32_t>(s.co + 1);
+    index = arena.take<int32_t>(s.co);
     in_bits = arena.take<uint16_t>(words);
     out_bits = arena.take<uint16_t>(words);
     bias = arena.take<T>(words * kLanes);

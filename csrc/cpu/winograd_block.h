@@ -49,6 +49,7 @@ class WinogradBlock {
       : p_(p),
         view_(view),
         room_(room),
+        micro_(micro<T>()),
         m_(p.winograd),
         out_w_(args.shape.out_w()),
         columns_(ceil_div(out_w_, m_)),
@@ -129,7 +130,7 @@ class WinogradBlock {
     for (int64_t i = 0; i < positions; ++i) {
       int width;
       for (int64_t panel = 0; panel < p_.n_panels; panel += width) {
-        width = tile_panels<T>(p_.n_panels - panel, 0);
+        width = tile_panels(micro_, p_.n_panels - panel, 0);
         for (int v = 0; v < width; ++v) {
           tile.weight[v] = p_.panel[panel + v] + i * position_rows_;
           tile.out_at[v] = v * kLanes;
@@ -142,7 +143,7 @@ class WinogradBlock {
   }
 
   void position(ConvTile<T>& tile, const float* in, float* out, int64_t tiles, int width) const {
-    const int64_t runs = ceil_div(tiles, micro<T>().max_pixels[width]);
+    const int64_t runs = ceil_div(tiles, micro_.max_pixels[width]);
     for (int64_t r = 0; r < runs; ++r) {
       const int64_t first = r * tiles / runs, count = (r + 1) * tiles / runs - first;
       const int64_t half = (count + 1) / 2;
@@ -150,13 +151,14 @@ class WinogradBlock {
       tile.in[1] = tile.in[0] + half * in_tile_;
       tile.out[0] = out + first * out_tile_;
       tile.out[1] = tile.out[0] + half * out_tile_;
-      micro<T>().conv_tile(tile, static_cast<int>(count), width, p_.strips);
+      micro_.conv_tile(tile, static_cast<int>(count), width, p_.strips);
     }
   }
 
   const ConvPlan<T>& p_;
   const BlockView<T>& view_;
   const WinogradRoom& room_;
+  const Micro<T>& micro_;
   const int64_t m_, out_w_, columns_;  // tiles of a row
   const int64_t in_tile_, out_tile_;   // floats of a tile at one position
   const int64_t position_rows_;        // floats of a panel from position to position
