@@ -1,9 +1,8 @@
 """Whole networks in the engine against the fastest dense runtime, same process, same images, in turn.
 
-Dense opponents are onnxruntime, OpenVINO and torch.compile with frozen weights. Ours are the plain network, and
-the gated one with layers and channels closed alike or channels alone, at one ratio of multiply-adds, its bits
-drawn anew for every call of a pool of 256; gate networks run in full. The shipped ResNet-38 takes its own
-decisions on real images instead.
+Dense opponents are onnxruntime, OpenVINO and torch.compile with frozen weights. Ours are the plain network,
+and the gated one with layers and channels closed alike or channels alone, at one ratio of multiply-adds, its
+bits drawn anew for every call of a pool of 256; gate networks run in full.
 """
 
 from __future__ import annotations

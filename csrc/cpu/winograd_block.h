@@ -116,6 +116,18 @@ class WinogradBlock {
     winograd_micro().output[m_ / 2 - 1](t);
   }
 
+  // How the tiles of a position are cut into register tiles of so many panels: found once for all
+  // positions, because it takes divisions.
+  struct Cut {
+    int runs = 0;
+    int first[kWinogradTiles + 1];
+
+    void make(int64_t tiles, int most) {
+      runs = static_cast<int>(ceil_div(tiles, most));
+      for (int r = 0; r <= runs; ++r) first[r] = static_cast<int>(r * tiles / runs);
+    }
+  };
+
   // The products of so many tiles at every position.
   void products(int64_t tiles) const {
     ConvTile<T> tile = {};
@@ -126,32 +138,36 @@ class WinogradBlock {
     tile.ahead_row = p_.row;
     tile.out_stride = out_tile_;
     tile.last_lanes = kLanes;
+    for (int v = 0; v < kMaxPanels; ++v) tile.out_at[v] = v * kLanes;
+    Cut cuts[kMaxPanels + 1];
     const int64_t positions = winograd_positions(m_);
+    const float* in = room_.in;
+    float* out = room_.out;
     for (int64_t i = 0; i < positions; ++i) {
       int width;
       for (int64_t panel = 0; panel < p_.n_panels; panel += width) {
         width = tile_panels(micro_, p_.n_panels - panel, 0);
         for (int v = 0; v < width; ++v) {
           tile.weight[v] = p_.panel[panel + v] + i * position_rows_;
-          tile.out_at[v] = v * kLanes;
         }
         if (p_.listed) tile.ahead = tile.weight[0];
-        float* out = room_.out + i * winograd_stride(out_tile_) + panel * kLanes;
-        position(tile, room_.in + i * winograd_stride(in_tile_), out, tiles, width);
+        Cut& cut = cuts[width];
+        if (cut.runs == 0) cut.make(tiles, micro_.max_pixels[width]);
+        position(tile, in, out + panel * kLanes, cut, width);
       }
+      in += winograd_stride(in_tile_);
+      out += winograd_stride(out_tile_);
     }
   }
 
-  void position(ConvTile<T>& tile, const float* in, float* out, int64_t tiles, int width) const {
-    const int64_t runs = ceil_div(tiles, micro_.max_pixels[width]);
-    for (int64_t r = 0; r < runs; ++r) {
-      const int64_t first = r * tiles / runs, count = (r + 1) * tiles / runs - first;
-      const int64_t half = (count + 1) / 2;
+  void position(ConvTile<T>& tile, const float* in, float* out, const Cut& cut, int width) const {
+    for (int r = 0; r < cut.runs; ++r) {
+      const int first = cut.first[r], count = cut.first[r + 1] - first, half = (count + 1) / 2;
       tile.in[0] = in + first * in_tile_;
       tile.in[1] = tile.in[0] + half * in_tile_;
       tile.out[0] = out + first * out_tile_;
       tile.out[1] = tile.out[0] + half * out_tile_;
-      micro_.conv_tile(tile, static_cast<int>(count), width, p_.strips);
+      micro_.conv_tile(tile, count, width, p_.strips);
     }
   }
 

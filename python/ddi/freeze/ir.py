@@ -30,7 +30,8 @@ class Node:
         attrs: by op: conv: `conv` and `relu`, optionally a second input added before the relu, and
             `prologue` (scale, shift); affine: `scale`, `shift`; activation: `kind`; pool: `kind`, `kernel`,
             `stride`, `padding`, `count_padding`; linear: `weight`, `bias`, `kind`; block: `convs`,
-            `shortcut` (a Conv or None), `gate` (GateWeights or None); dense_layer: `prologue`, `convs`, `gate`.
+            `shortcut` (a Conv or None), `gate` (GateWeights or None); dense_layer: `prologue`, `convs`,
+            `gate`.
             `kind` is an activation, "none" among them; affine and add have one too.
     """
 
