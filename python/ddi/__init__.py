@@ -14,6 +14,7 @@ from .gates import DDIConfig, DenseDDIConfig
 from .losses import budget_loss
 from .nn import (
     ExitHead,
+    FrozenModel,
     GatedBasicBlock,
     GatedBottleneck,
     GatedConv2d,
@@ -33,6 +34,7 @@ __all__ = [
     "DenseDDIConfig",
     "ExitHead",
     "FreezeError",
+    "FrozenModel",
     "GatedBasicBlock",
     "GatedBottleneck",
     "GatedConv2d",

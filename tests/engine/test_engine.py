@@ -89,6 +89,18 @@ def test_layouts_and_arrays(tmp_path: Path) -> None:
     assert frozen(x[:0]).shape == (0, 7)
 
 
+def test_stands_for_its_model(tmp_path: Path) -> None:
+    model = make("cifar_resnet8", GATES["both"])
+    ddi.freeze(model, torch.zeros(1, 3, 32, 32), tmp_path / "net.ddi")
+    frozen = ddi.FrozenModel(tmp_path / "net.ddi", max_batch=2)
+    x = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        assert_close(torch.nn.Sequential(frozen, torch.nn.Softmax(1)).eval()(x), model(x).softmax(1))
+    assert not frozen.training and not list(frozen.parameters())
+    with pytest.raises(RuntimeError, match="cannot be trained"):
+        frozen.train()
+
+
 def test_many_threads_share_one_engine(tmp_path: Path) -> None:
     frozen = freeze(make("cifar_resnet20", GATES["both"]), 32, tmp_path)
     xs = [torch.randn(2, 3, 32, 32) for _ in range(4)]

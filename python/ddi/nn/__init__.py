@@ -1,6 +1,7 @@
-"""Drop-in modules that run gated: same parameters and state_dict keys as what they stand for."""
+"""Drop-in modules that run gated: same parameters and state_dict keys as what they stand for; frozen models."""
 
 from .exit_head import ExitHead
+from .frozen import FrozenModel
 from .gated_basic_block import GatedBasicBlock
 from .gated_bottleneck import GatedBottleneck
 from .gated_conv2d import GatedConv2d
@@ -11,6 +12,7 @@ from .prepared import prepare_
 
 __all__ = [
     "ExitHead",
+    "FrozenModel",
     "GatedBasicBlock",
     "GatedBottleneck",
     "GatedConv2d",
