@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ class Network:
 
 
 NETWORKS = [
-    Network("cifar_resnet38", 32, ddi.DDIConfig(group_size=4)),
-    Network("cifar_resnet110", 32, ddi.DDIConfig(group_size=4)),
+    Network("cifar_resnet38", 32, ddi.DDIConfig(group_size=8)),
+    Network("cifar_resnet110", 32, ddi.DDIConfig(group_size=8)),
     Network("resnet18", 224, ddi.DDIConfig(group_size=16)),
     Network("resnet50", 224, ddi.DDIConfig(group_size=16)),
     Network("densenet_bc100", 32, ddi.DenseDDIConfig(group_size=4)),
@@ -237,6 +237,8 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     rows: list[dict[str, Any]] = []
     chosen = [network for network in NETWORKS if args.cases in network.name]
+    if args.group_size:
+        chosen = [replace(one, gates=replace(one.gates, group_size=args.group_size)) for one in chosen]
     with torch.inference_mode(), num_threads(args.threads):
         for network in tqdm(chosen, disable=None, desc="networks"):
             for batch in args.batch:
@@ -266,6 +268,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--mac-ratio", type=float, default=4.0)
+    parser.add_argument("--group-size", type=int, help="channels of a gate bit, instead of the network's own")
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes"
     )

@@ -147,6 +147,7 @@ class Engine:
                 -1 if max_macs is None else max_macs,
                 -1.0 if deadline_ms is None else deadline_ms,
                 bits,
+                report,
             )
             return (logits, self._report(session, shape[0])) if report else logits
         finally:

@@ -101,7 +101,7 @@ class Array {
 };
 
 void run(Session& session, const py::capsule& images, const py::capsule& logits, int64_t max_macs,
-         double deadline_ms, const std::optional<py::capsule>& decisions) {
+         double deadline_ms, const std::optional<py::capsule>& decisions, bool trace) {
   const Array x(images, "images", 4), y(logits, "logits", 2);
   x.check_type(kFloat, 32, "float32");
   y.check_type(kFloat, 32, "float32");
@@ -117,6 +117,7 @@ void run(Session& session, const py::capsule& images, const py::capsule& logits,
   ddi::engine::RunOptions options;
   options.max_macs = max_macs;
   options.deadline_ms = deadline_ms;
+  options.trace = trace;
   std::optional<Array> bits;
   if (decisions.has_value()) {
     bits.emplace(*decisions, "decisions", 2);
@@ -188,7 +189,7 @@ PYBIND11_MODULE(_engine, m) {
            }),
            py::arg("network"), py::arg("max_batch"), py::arg("threads"))
       .def("run", &run, py::arg("images"), py::arg("logits"), py::arg("max_macs"),
-           py::arg("deadline_ms"), py::arg("decisions"))
+           py::arg("deadline_ms"), py::arg("decisions"), py::arg("trace"))
       .def_property_readonly("memory_bytes", &Session::memory_bytes)
       .def_property_readonly("exit", &Session::exit)
       .def("macs", [](const Session& s, int64_t n) { return to_list(s.macs(), n); })

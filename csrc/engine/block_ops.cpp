@@ -47,6 +47,9 @@ class BlockOp : public Op {
     const Buffer &x = words.graph().buffer_of(in_), &y = words.graph().buffer_of(out_);
     check_whole(words, in_, "input");
     check_whole(words, out_, "output");
+    if (keep_ != kNone) check_whole(words, keep_, "keep");
+    if (in_pooled_ != kNone) check_whole(words, in_pooled_, "pooled input");
+    if (out_pooled_ != kNone) check_whole(words, out_pooled_, "pooled output");
     const int64_t depth = words.integer(2, 3, "convolutions");
     int64_t ci = x.channels, h = x.h, w = x.w;
     for (int64_t i = 0; i < depth; ++i) {
@@ -76,6 +79,7 @@ class BlockOp : public Op {
   }
 
   void run(const Frame& frame) const override {
+    if (skips_all(frame)) return;
     GatedBlock<T> block = args(frame.n);
     for (int i = 0; i < block.depth; ++i) {
       if (branch_[i]->mask == kNone) continue;
@@ -110,6 +114,18 @@ class BlockOp : public Op {
   }
 
  private:
+  // Whether every sample skips the block, whose output is then its input: all is done.
+  bool skips_all(const Frame& frame) const {
+    if (keep_ == kNone || in_ != out_ || (out_pooled_ != kNone && in_pooled_ == kNone))
+      return false;
+    const uint8_t* keep = frame.at<uint8_t>(keep_);
+    if (std::any_of(keep, keep + frame.n, [](uint8_t bit) { return bit != 0; })) return false;
+    if (out_pooled_ == kNone) return true;
+    const int64_t count = frame.n * frame.stride(in_pooled_);
+    std::copy_n(frame.at<Acc>(in_pooled_), count, frame.at<Acc>(out_pooled_));
+    return true;
+  }
+
   void add_uses() {
     reads = {in_};
     writes = {out_};

@@ -60,7 +60,7 @@ ddi_status read(std::vector<uint8_t> bytes, ddi_network** network) {
 
 }  // namespace
 
-ddi_options ddi_default_options(void) { return {-1, -1, nullptr}; }
+ddi_options ddi_default_options(void) { return {-1, -1, nullptr, 0}; }
 
 ddi_status ddi_network_load(const char* path, ddi_network** network) {
   if (path == nullptr || network == nullptr) return missing("ddi_network_load", "an argument");
@@ -140,6 +140,7 @@ ddi_status ddi_session_run(ddi_session* session, const ddi_images* images, float
       run.max_macs = options->max_macs;
       run.deadline_ms = options->deadline_ms;
       run.decisions = options->decisions;
+      run.trace = options->trace != 0;
     }
     session->session.run(in, logits, run);
   });

@@ -58,6 +58,7 @@ typedef struct {
   int64_t max_macs;   /* of every sample, never exceeded; negative: no limit */
   double deadline_ms; /* from the start of the call, checked before each step; negative: none */
   const uint8_t* decisions; /* [n][decision_bytes] to use in place of the gates' own, or NULL */
+  int trace;                /* not 0: take the time of every step, see ddi_report */
 } ddi_options;
 
 /* What the last run of a session did. Valid until its next run. */
@@ -65,10 +66,10 @@ typedef struct {
   int64_t exit;             /* the classifier that answered, from 0 */
   const int64_t* macs;      /* [n] multiply-adds of each sample, gates and classifier included */
   const uint8_t* decisions; /* [n][decision_bytes], 0 where a gate was not reached */
-  const double* step_ms;    /* [steps], negative where a step was not run */
+  const double* step_ms;    /* [steps], negative where a step was not run or not timed */
 } ddi_report;
 
-/* No limit, the gates' own decisions. */
+/* No limit, the gates' own decisions, no trace. */
 DDI_API ddi_options ddi_default_options(void);
 
 DDI_API ddi_status ddi_network_load(const char* path, ddi_network** network);

@@ -63,6 +63,7 @@ Settings parse(int argc, char** argv) {
     const std::string option = argv[i];
     if (option == "--trace" || option == "--json") {
       (option == "--json" ? s.json : s.trace) = true;
+      s.options.trace = s.trace;
       continue;
     }
     if (option.rfind("--", 0) != 0) {

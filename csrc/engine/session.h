@@ -30,6 +30,7 @@ struct RunOptions {
   // [n][decision_bytes] bits that take the place of what the gates decide, or nullptr. The gates
   // run all the same.
   const uint8_t* decisions = nullptr;
+  bool trace = false;  // take the time of every step
 };
 
 class Session {
@@ -44,8 +45,8 @@ class Session {
   int64_t memory_bytes() const { return static_cast<int64_t>(memory_.bytes + workspace_bytes_); }
 
   // Of the last run: the exit that answered; of each sample its multiply-adds and the bits that its
-  // gates decided, 0 for those that were not asked; of each step of the trunk its milliseconds,
-  // negative if it was not run.
+  // gates decided, 0 for those that were not asked; with a trace of each step of the trunk its
+  // milliseconds, negative if it was not run.
   int64_t exit() const { return exit_; }
   const int64_t* macs() const { return macs_.data(); }
   const uint8_t* decisions() const { return decisions_.data(); }

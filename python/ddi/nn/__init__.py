@@ -1,4 +1,4 @@
-"""Drop-in modules that run gated: same parameters and state_dict keys as what they stand for; frozen models."""
+"""Drop-in modules that run gated: same parameters and state_dict keys as before. And frozen models."""
 
 from .exit_head import ExitHead
 from .frozen import FrozenModel

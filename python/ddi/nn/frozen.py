@@ -46,7 +46,7 @@ class FrozenModel(nn.Module):
     def train(self, mode: bool = True) -> FrozenModel:
         """Raises RuntimeError for True: a plan holds no parameters to train."""
         if mode:
-            raise RuntimeError("FrozenModel: a frozen network cannot be trained; train the model and freeze it")
+            raise RuntimeError("FrozenModel: cannot be trained; train the model and freeze it again")
         return super().train(False)
 
     def extra_repr(self) -> str:
