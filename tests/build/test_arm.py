@@ -71,19 +71,19 @@ def compile_file(target: Target, source: Path, folder: Path, *flags: str) -> Pat
     return compiled
 
 
-def link(target: Target, program: Path, objects: list[Path]) -> Path:
-    built = run(target.tool("g++"), *objects, "-pthread", "-o", program)
+def link(target: Target, program: Path, objects: list[Path], *flags: str) -> Path:
+    built = run(target.tool("g++"), *flags, *objects, "-pthread", "-o", program)
     assert built.returncode == 0, built.stderr
     return program
 
 
-def compile_checks(target: Target, folder: Path, flag: str) -> None:
+def compile_checks(target: Target, folder: Path, *flags: str) -> None:
     """Leaves the programs driver_check and micro_check in the folder, and the objects of csrc/cpu."""
     need(target.emulator)  # before the work
-    objects = [compile_file(target, source, folder, flag) for source in CPU.glob("*.cpp")]
+    objects = [compile_file(target, source, folder, *flags) for source in CPU.glob("*.cpp")]
     for name in ("micro_check", "driver_check"):
-        main = compile_file(target, ROOT / "tests" / "build" / f"{name}.cpp", folder, flag)
-        link(target, folder / name, [main, *objects])
+        main = compile_file(target, ROOT / "tests" / "build" / f"{name}.cpp", folder, *flags)
+        link(target, folder / name, [main, *objects], *flags)
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +201,17 @@ def test_drivers_at_length(name: str, tmp_path: Path) -> None:
     compile_checks(target, tmp_path, "-O3")
     for isa in target.levels:
         check_drivers(target, tmp_path / "driver_check", "max", isa, cases=200)
+
+
+@pytest.mark.slow
+def test_drivers_under_sanitizers(tmp_path: Path) -> None:
+    # On 32-bit ARM GCC does not watch what intrinsics read and write.
+    target = TARGETS["aarch64"]
+    sanitize = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    compile_checks(target, tmp_path, "-O1", "-g", *sanitize)
+    for isa in target.levels:
+        no_leaks = {"ASAN_OPTIONS": "detect_leaks=0"}  # they are looked for by what qemu cannot do
+        finished = target.run("max", tmp_path / "driver_check", isa, "60", **no_leaks)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        finished = target.run("max", tmp_path / "micro_check", isa, **no_leaks)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
