@@ -8,7 +8,7 @@ GPU_PYTHON ?= python3
 # Kernels are checked on one thread and two; more threads than cores only add noise.
 PYTEST := $(BIN)/python -m pytest --durations=10
 
-.PHONY: demo test test-all lint format clean wheel bench sanitize check-kernels check-gpu engine
+.PHONY: demo test test-all lint format clean wheel bench sanitize check-kernels check-arm check-gpu engine
 
 demo: .venv/built
 	$(BIN)/ddi demo --out out/demo
@@ -55,6 +55,13 @@ sanitize: .venv/built
 # GPU code without a GPU: Triton's interpreter, cubins of every shipped tile, nvcc.
 check-kernels: .venv/built
 	$(PYTEST) tests/interpreter tests/aot tests/cuda
+
+# ARM code without an ARM: cross-compilers and qemu must be there.
+ARM_TOOLS := aarch64-linux-gnu-g++ arm-linux-gnueabihf-g++ qemu-aarch64 qemu-arm
+check-arm: .venv/built
+	for tool in $(ARM_TOOLS); do command -v $$tool >/dev/null || { echo "check-arm: $$tool is missing; install the\
+	 Debian packages g++-aarch64-linux-gnu, g++-arm-linux-gnueabihf and qemu-user" >&2; exit 1; }; done
+	$(PYTEST) tests/build/test_arm.py
 
 # On a machine with a GPU: downloads nothing, builds in place, every step under its own time limit.
 check-gpu: export PYTHONPATH := .:python

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,8 @@ import torch
 import ddi_kernels
 from ddi_kernels import backends
 
-ISAS = ("scalar", "avx2", "avx512")
+ON_ARM = platform.machine() in ("aarch64", "arm64", "armv7l")
+ISAS = ("scalar", "neon") if ON_ARM else ("scalar", "avx2", "avx512")
 
 
 @pytest.fixture(autouse=True)

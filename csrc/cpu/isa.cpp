@@ -1,11 +1,14 @@
 // Detection by hand instead of __builtin_cpu_supports: compilers disagree on the strings it takes,
 // and XGETBV must be asked as well, since a kernel or hypervisor may not save the wide registers.
+// ARM processors answer only to the operating system, which passes it on (getauxval).
 #include "isa.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <string>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -13,13 +16,24 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(DDI_NEON) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace ddi {
 namespace {
 
+#if defined(__x86_64__)
 constexpr const char* kNames[] = {"scalar",      "avx2",        "avx512",
                                   "avx512_vnni", "avx512_bf16", "avx512_amx"};
+#elif defined(__aarch64__)
+constexpr const char* kNames[] = {"scalar", "neon", "neon_dot", "neon_bf16"};
+#elif defined(DDI_NEON)
+constexpr const char* kNames[] = {"scalar", "neon"};
+#else
+constexpr const char* kNames[] = {"scalar"};
+#endif
+constexpr int kLevels = static_cast<int>(std::size(kNames));
 
 #if defined(__x86_64__)
 bool bit(unsigned word, int position) { return (word >> position) & 1u; }
@@ -60,6 +74,21 @@ Isa detect() {
   if (!bf16) return Isa::kAvx512Vnni;
   const bool tiles = amx && (states & kTileStates) == kTileStates && tiles_are_lent();
   return tiles ? Isa::kAvx512Amx : Isa::kAvx512Bf16;
+}
+#elif defined(__aarch64__)
+Isa detect() {
+#if defined(__linux__) && defined(DDI_NEON_DOT)
+  constexpr unsigned long kDot = 1ul << 20, kBf16 = 1ul << 14;  // of asm/hwcap.h
+  if ((getauxval(AT_HWCAP) & kDot) == 0) return Isa::kNeon;
+  return (getauxval(AT_HWCAP2) & kBf16) != 0 ? Isa::kNeonBf16 : Isa::kNeonDot;
+#else
+  return Isa::kNeon;  // part of the architecture
+#endif
+}
+#elif defined(DDI_NEON) && defined(__linux__)
+Isa detect() {
+  constexpr unsigned long kNeon = 1ul << 12;  // of asm/hwcap.h
+  return (getauxval(AT_HWCAP) & kNeon) != 0 ? Isa::kNeon : Isa::kScalar;
 }
 #else
 Isa detect() { return Isa::kScalar; }
@@ -102,10 +131,20 @@ const char* rejected_isa_env() {
 
 const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
-const char* isa_names() { return "scalar, avx2, avx512, avx512_vnni, avx512_bf16 or avx512_amx"; }
+const char* isa_names() {
+  static const std::string names = [] {
+    std::string list = kNames[0];
+    for (int i = 1; i < kLevels; ++i) {
+      list += i + 1 < kLevels ? ", " : " or ";
+      list += kNames[i];
+    }
+    return list;
+  }();
+  return names.c_str();
+}
 
 bool parse_isa(const char* name, Isa* isa) {
-  for (int i = 0; i <= static_cast<int>(Isa::kAvx512Amx); ++i) {
+  for (int i = 0; i < kLevels; ++i) {
     if (std::strcmp(name, kNames[i]) == 0) {
       *isa = static_cast<Isa>(i);
       return true;

@@ -22,6 +22,12 @@
   _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,fma,avx512bf16\"))), apply_to = function)")
 #define DDI_REGION_AVX512_AMX \
   _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,fma,amx-tile,amx-bf16,amx-int8\"))), apply_to = function)")
+#define DDI_REGION_NEON \
+  _Pragma("clang attribute push(__attribute__((target(\"neon\"))), apply_to = function)")
+#define DDI_REGION_NEON_DOT \
+  _Pragma("clang attribute push(__attribute__((target(\"arch=armv8.2-a+dotprod\"))), apply_to = function)")
+#define DDI_REGION_NEON_BF16 \
+  _Pragma("clang attribute push(__attribute__((target(\"arch=armv8.2-a+bf16\"))), apply_to = function)")
 #define DDI_REGION_END _Pragma("clang attribute pop")
 #define DDI_UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -39,6 +45,14 @@
   DDI_REGION_BEGIN_GCC _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,fma,avx512bf16\")")
 #define DDI_REGION_AVX512_AMX \
   DDI_REGION_BEGIN_GCC _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,fma,amx-tile,amx-bf16,amx-int8\")")
+#if defined(__aarch64__)
+#define DDI_REGION_NEON DDI_REGION_BEGIN_GCC  // NEON is in the baseline
+#else
+#define DDI_REGION_NEON DDI_REGION_BEGIN_GCC _Pragma("GCC target(\"arch=armv7-a+simd\")")
+#endif
+// The architecture too: what GCC's arm_neon.h asks for.
+#define DDI_REGION_NEON_DOT DDI_REGION_BEGIN_GCC _Pragma("GCC target(\"arch=armv8.2-a+dotprod\")")
+#define DDI_REGION_NEON_BF16 DDI_REGION_BEGIN_GCC _Pragma("GCC target(\"arch=armv8.2-a+bf16\")")
 #define DDI_REGION_END _Pragma("GCC diagnostic pop") _Pragma("GCC pop_options")
 #define DDI_UNROLL _Pragma("GCC unroll 16")
 #endif

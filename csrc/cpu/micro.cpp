@@ -88,6 +88,59 @@ const WinogradMicro& winograd_micro() {
   return pick(kWinogradScalar, kWinogradAvx2, kWinogradAvx512, kWinogradAvx512, kWinogradAvx512,
               kWinogradAvx512);
 }
+#elif defined(DDI_NEON)
+namespace {
+
+#if defined(__aarch64__)
+constexpr const Micro<half>& kHalf = kNeonF16;
+#else
+constexpr const Micro<half>& kHalf = kScalarF16;
+#endif
+#if defined(DDI_NEON_DOT)
+constexpr const Micro<int8_t>& kDotInt8 = kNeonDotInt8;
+constexpr const Micro<bf16>& kDotBf16 = kNeonDotBf16;
+#else
+constexpr const Micro<int8_t>& kDotInt8 = kNeonInt8;
+constexpr const Micro<bf16>& kDotBf16 = kNeonBf16;
+#endif
+
+// By level; 32-bit ARM has only the first two.
+template <class M>
+const M& pick(const M& scalar, const M& neon, const M& dot, const M& bf16) {
+  const M* const tables[] = {&scalar, &neon, &dot, &bf16};
+  return *tables[static_cast<int>(current_isa())];
+}
+
+}  // namespace
+
+template <>
+const Micro<float>& micro<float>() {
+  return pick(kScalarF32, kNeonF32, kNeonF32, kNeonF32);
+}
+
+template <>
+const Micro<half>& micro<half>() {
+  return pick(kScalarF16, kHalf, kHalf, kHalf);
+}
+
+template <>
+const Micro<bf16>& micro<bf16>() {
+  return pick(kScalarBf16, kNeonBf16, kNeonBf16, kDotBf16);
+}
+
+template <>
+const Micro<int8_t>& micro<int8_t>() {
+  return pick(kScalarInt8, kNeonInt8, kDotInt8, kDotInt8);
+}
+
+template <>
+DepthwiseTileFn<float> depthwise_tile<float>() {
+  return pick(kDepthwiseScalarF32, kDepthwiseNeonF32, kDepthwiseNeonF32, kDepthwiseNeonF32);
+}
+
+const WinogradMicro& winograd_micro() {
+  return pick(kWinogradScalar, kWinogradNeon, kWinogradNeon, kWinogradNeon);
+}
 #else
 template <>
 const Micro<float>& micro<float>() {

@@ -184,7 +184,7 @@ struct Micro {
                      Acc* sum);
 
   // For integer sums, else nullptr: start[kLanes] of a panel with these segments, -128 times the
-  // sum of its weights.
+  // sum of its weights; 0 where conv_tile takes the 128 off activations.
   void (*sum_weights)(const uint32_t* panel, const Segment* segment, int64_t segments,
                       int32_t* start);
 
@@ -216,6 +216,18 @@ extern const Micro<int8_t> kAvx512AmxInt8;
 void conv_tile_dot_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips);
 void conv_tile_amx_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips);
 void conv_tile_amx_int8(const ConvTile<int8_t>& tile, int pixels, int panels, int strips);
+#elif defined(__aarch64__) || defined(__arm__)
+extern const Micro<float> kNeonF32;
+extern const Micro<half> kNeonF16;  // 64-bit ARM
+extern const Micro<bf16> kNeonBf16;
+extern const Micro<int8_t> kNeonInt8;
+extern const Micro<int8_t> kNeonDotInt8;  // with FEAT_DotProd
+extern const Micro<bf16> kNeonDotBf16;    // with FEAT_BF16
+
+// The tiles of these tables, which have the rest from kNeonInt8 and kNeonBf16.
+constexpr int kNeonDotPixels = 5;
+void conv_tile_neon_dot_int8(const ConvTile<int8_t>& tile, int pixels, int panels, int strips);
+void conv_tile_neon_dot_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips);
 #endif
 
 // The table for current_isa(); float64 is always scalar.

@@ -40,6 +40,8 @@ extern const DepthwiseTileFn<double> kDepthwiseScalarF64;
 #if defined(__x86_64__)
 extern const DepthwiseTileFn<float> kDepthwiseAvx2F32;
 extern const DepthwiseTileFn<float> kDepthwiseAvx512F32;
+#elif defined(__aarch64__) || defined(__arm__)
+extern const DepthwiseTileFn<float> kDepthwiseNeonF32;
 #endif
 
 // The function for current_isa(); float64 is always scalar.

@@ -49,6 +49,8 @@ extern const WinogradMicro kWinogradScalar;
 #if defined(__x86_64__)
 extern const WinogradMicro kWinogradAvx2;
 extern const WinogradMicro kWinogradAvx512;
+#elif defined(__aarch64__) || defined(__arm__)
+extern const WinogradMicro kWinogradNeon;
 #endif
 
 // The table for current_isa().

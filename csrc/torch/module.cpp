@@ -46,8 +46,7 @@ PyObject* set_cpu_isa(PyObject*, PyObject* name) {
 
 PyMethodDef kMethods[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS,
-     "cpu_isa() -> str\n\nThe instruction set in force: 'scalar', 'avx2', 'avx512', 'avx512_vnni', "
-     "'avx512_bf16' or 'avx512_amx'."},
+     "cpu_isa() -> str\n\nThe instruction set in force, such as 'scalar', 'avx2' or 'neon'."},
     {"detected_cpu_isa", detected_cpu_isa, METH_NOARGS,
      "detected_cpu_isa() -> str\n\nWhat processor and operating system support."},
     {"set_cpu_isa", set_cpu_isa, METH_O,

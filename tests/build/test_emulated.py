@@ -1,10 +1,11 @@
-"""Processors that this machine is not: one binary must run on all and pick what each of them has.
+"""x86 processors that this machine is not: one binary must run on all and pick what each of them has.
 
-Older ones are emulated by qemu; AMX, where it is missing, by the program itself.
+Older ones are emulated by qemu; AMX, where it is missing, by the program itself. ARM: test_arm.py.
 """
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -13,6 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="compiles for this machine, which is no x86"
+)
 
 # Features that qemu does not emulate and warns of are switched off.
 PROCESSORS = {

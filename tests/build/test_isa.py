@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -10,9 +11,15 @@ import pytest
 
 _C = pytest.importorskip("ddi_kernels._C", reason="ddi_kernels._C is not built")
 
-LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
+X86 = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
+LEVELS = {
+    "aarch64": ("scalar", "neon", "neon_dot", "neon_bf16"),
+    "armv7l": ("scalar", "neon"),
+}.get(platform.machine(), X86)
+NAMES = ", ".join(LEVELS[:-1]) + " or " + LEVELS[-1]
 AVAILABLE = LEVELS[: LEVELS.index(_C.detected_cpu_isa()) + 1]
-DEFAULT = min(_C.detected_cpu_isa(), "avx512_bf16", key=LEVELS.index)
+HIGHEST_DEFAULT = "avx512_bf16" if LEVELS is X86 else LEVELS[-1]
+DEFAULT = min(_C.detected_cpu_isa(), HIGHEST_DEFAULT, key=LEVELS.index)
 
 
 @pytest.fixture(autouse=True)
@@ -53,20 +60,19 @@ def test_environment_caps_but_never_raises_the_level() -> None:
 def test_unknown_environment_value_is_ignored_with_a_warning() -> None:
     finished = in_new_process("sse9")
     assert finished.stdout.strip() == DEFAULT
-    assert "DDI_CPU_ISA='sse9' is ignored: expected scalar, avx2, " in finished.stderr
-    assert f"avx512_bf16 or avx512_amx; using {DEFAULT}" in finished.stderr
+    assert f"DDI_CPU_ISA='sse9' is ignored: expected {NAMES}; using {DEFAULT}" in finished.stderr
 
 
 def test_amx_is_taken_only_if_asked_for() -> None:
     assert in_new_process("").stdout.strip() == DEFAULT
-    asked = in_new_process("avx512_amx").stdout.strip()
+    asked = in_new_process(LEVELS[-1]).stdout.strip()
     assert asked == _C.detected_cpu_isa()
 
 
 @pytest.mark.parametrize("name", ["sse9", "", "AVX2"])
 def test_unknown_names_are_errors(name: str) -> None:
     before = _C.cpu_isa()
-    with pytest.raises(ValueError, match="expected scalar, .* or avx512_amx, or None"):
+    with pytest.raises(ValueError, match=f"expected {NAMES}, or None"):
         _C.set_cpu_isa(name)
     assert _C.cpu_isa() == before
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import forced_isa, require_native
+from conftest import ISAS, ON_ARM, forced_isa, require_native
 from gated_conv2d_cases import Case, build, case_id, pairwise, single_changes
 from tolerances import assert_close
 
@@ -12,9 +12,8 @@ from ddi_kernels import backend, gated_conv2d, prepack_conv2d
 
 BF16, FP16 = torch.bfloat16, torch.float16
 # Those on which a dtype has kernels of its own.
-KERNELS = [(FP16, isa) for isa in ("scalar", "avx2", "avx512")] + [
-    (BF16, isa) for isa in ("scalar", "avx2", "avx512", "avx512_bf16", "avx512_amx")
-]
+DOT_ISAS = ("neon_bf16",) if ON_ARM else ("avx512_bf16", "avx512_amx")
+KERNELS = [(FP16, isa) for isa in ISAS] + [(BF16, isa) for isa in ISAS + DOT_ISAS]
 CASES = {
     case_id(c): c
     for c in (
@@ -35,7 +34,7 @@ def dtype(request):
 @pytest.fixture
 def keeps_denormals(request, dtype):
     """The bfloat16 dot products take denormals as zeros."""
-    return not any(isa in request.node.name for isa in ("avx512_bf16", "avx512_amx"))
+    return not any(isa in request.node.name for isa in DOT_ISAS)
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())

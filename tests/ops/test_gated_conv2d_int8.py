@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import forced_isa
+from conftest import ON_ARM, forced_isa
 from gated_conv2d_cases import Case, build, case_id, geometry, lay_out, pairwise, per_channel, single_changes
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,7 +17,7 @@ from ddi_kernels import backend, gated_conv2d_int8, prepack_conv2d, quantize
 OP = torch.ops.ddi.gated_conv2d_int8.default
 NAN = torch.nan
 # Those with kernels of their own for int8.
-ISAS = ("scalar", "avx2", "avx512_vnni", "avx512_amx")
+ISAS = ("scalar", "neon", "neon_dot") if ON_ARM else ("scalar", "avx2", "avx512_vnni", "avx512_amx")
 CASES = {
     case_id(c): c
     for c in (
