@@ -61,7 +61,7 @@ ARM_TOOLS := aarch64-linux-gnu-g++ arm-linux-gnueabihf-g++ qemu-aarch64 qemu-arm
 check-arm: .venv/built
 	for tool in $(ARM_TOOLS); do command -v $$tool >/dev/null || { echo "check-arm: $$tool is missing; install the\
 	 Debian packages g++-aarch64-linux-gnu, g++-arm-linux-gnueabihf and qemu-user" >&2; exit 1; }; done
-	$(PYTEST) tests/build/test_arm.py
+	$(PYTEST) tests/build/test_arm.py tests/engine/test_arm_engine.py
 
 # On a machine with a GPU: downloads nothing, builds in place, every step under its own time limit.
 check-gpu: export PYTHONPATH := .:python

@@ -138,6 +138,22 @@ DepthwiseTileFn<float> depthwise_tile<float>() {
   return pick(kDepthwiseScalarF32, kDepthwiseNeonF32, kDepthwiseNeonF32, kDepthwiseNeonF32);
 }
 
+template <>
+const GateMicro<float>& gate_micro<float>() {
+  return pick(kGateScalarF32, kGateNeonF32, kGateNeonF32, kGateNeonF32);
+}
+
+template <>
+const ElementwiseMicro<float>& elementwise_micro<float>() {
+  return pick(kElementwiseScalarF32, kElementwiseNeonF32, kElementwiseNeonF32, kElementwiseNeonF32);
+}
+
+template <>
+const ElementwiseMicro<bf16>& elementwise_micro<bf16>() {
+  return pick(kElementwiseScalarBf16, kElementwiseNeonBf16, kElementwiseNeonBf16,
+              kElementwiseNeonBf16);
+}
+
 const WinogradMicro& winograd_micro() {
   return pick(kWinogradScalar, kWinogradNeon, kWinogradNeon, kWinogradNeon);
 }

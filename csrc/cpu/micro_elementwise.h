@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "dtypes.h"
+#include "isa.h"
 
 namespace ddi {
 
@@ -52,6 +53,9 @@ extern const ElementwiseMicro<float> kElementwiseAvx2F32;
 extern const ElementwiseMicro<bf16> kElementwiseAvx2Bf16;
 extern const ElementwiseMicro<float> kElementwiseAvx512F32;
 extern const ElementwiseMicro<bf16> kElementwiseAvx512Bf16;
+#elif defined(DDI_NEON)
+extern const ElementwiseMicro<float> kElementwiseNeonF32;
+extern const ElementwiseMicro<bf16> kElementwiseNeonBf16;
 #endif
 
 // The table for current_isa().

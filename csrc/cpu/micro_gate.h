@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "isa.h"
+
 namespace ddi {
 
 // out[outs] = weight[outs][ins] in + bias, plus what `out` holds if `add`.
@@ -31,6 +33,8 @@ extern const GateMicro<double> kGateScalarF64;
 #if defined(__x86_64__)
 extern const GateMicro<float> kGateAvx2F32;
 extern const GateMicro<float> kGateAvx512F32;
+#elif defined(DDI_NEON)
+extern const GateMicro<float> kGateNeonF32;
 #endif
 
 // The table for current_isa(); float64 is always scalar.

@@ -11,26 +11,9 @@
 
 DDI_REGION_NEON
 #include "micro_neon_pixels.h"
+
+#include "micro_neon_lanes.h"
 #include "micro_winograd_tiles.h"
-
-namespace ddi {
-namespace {
-
-struct Lanes {
-  using V = float32x4_t;
-  static constexpr int kCount = kQuarter;
-  static DDI_INLINE V load(const float* src, int64_t n) { return load_first(src, n); }
-  static DDI_INLINE void store(float* dst, int64_t n, V v) { store_first(dst, n, v); }
-  static DDI_INLINE V set(float a) { return vdupq_n_f32(a); }
-  static DDI_INLINE V add(V a, V b) { return vaddq_f32(a, b); }
-  static DDI_INLINE V sub(V a, V b) { return vsubq_f32(a, b); }
-  static DDI_INLINE V mul(V a, V b) { return vmulq_f32(a, b); }
-  static DDI_INLINE V madd(V a, V b, V c) { return multiply_add(c, a, b); }
-  static DDI_INLINE V activate(V v, bool relu) { return ddi::activate(v, relu); }
-};
-
-}  // namespace
-}  // namespace ddi
 DDI_REGION_END
 
 namespace ddi {

@@ -48,6 +48,7 @@ TARGETS = {
         r"vmla\.f32\s+q\d+, q\d+, d\d+\[\d\]",
     ),
 }
+CHECKS = ("micro_check", "gate_check", "elementwise_check", "driver_check")
 ON = [(name, processor) for name, target in TARGETS.items() for processor in target.processors]
 
 
@@ -78,10 +79,10 @@ def link(target: Target, program: Path, objects: list[Path], *flags: str) -> Pat
 
 
 def compile_checks(target: Target, folder: Path, *flags: str) -> None:
-    """Leaves the programs driver_check and micro_check in the folder, and the objects of csrc/cpu."""
+    """Leaves the programs of CHECKS in the folder, and the objects of csrc/cpu."""
     need(target.emulator)  # before the work
     objects = [compile_file(target, source, folder, *flags) for source in CPU.glob("*.cpp")]
-    for name in ("micro_check", "driver_check"):
+    for name in CHECKS:
         main = compile_file(target, ROOT / "tests" / "build" / f"{name}.cpp", folder, *flags)
         link(target, folder / name, [main, *objects], *flags)
 
@@ -119,10 +120,11 @@ def test_drivers(name: str, processor: str, folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_micro_kernels(name: str, folders: dict[str, Path]) -> None:
-    target, program = TARGETS[name], compiled(folders, name) / "micro_check"
+    target, folder = TARGETS[name], compiled(folders, name)
     for isa in target.levels:
-        finished = target.run("max", program, isa)
-        assert finished.returncode == 0, finished.stdout + finished.stderr
+        for program, arguments in (("micro_check", ()), ("gate_check", ()), ("elementwise_check", ("30",))):
+            finished = target.run("max", folder / program, isa, *arguments)
+            assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 @pytest.mark.parametrize("name", TARGETS)
