@@ -47,6 +47,9 @@ class BlockOp : public Op {
     const Buffer &x = words.graph().buffer_of(in_), &y = words.graph().buffer_of(out_);
     check_whole(words, in_, "input");
     check_whole(words, out_, "output");
+    if (keep_ != kNone) check_whole(words, keep_, "keep");
+    if (in_pooled_ != kNone) check_whole(words, in_pooled_, "pooled input");
+    if (out_pooled_ != kNone) check_whole(words, out_pooled_, "pooled output");
     const int64_t depth = words.integer(2, 3, "convolutions");
     int64_t ci = x.channels, h = x.h, w = x.w;
     for (int64_t i = 0; i < depth; ++i) {
@@ -67,7 +70,8 @@ class BlockOp : public Op {
     }
     if (y.channels != ci || y.h != h || y.w != w) words.fail("the output's size is another");
     if (keep_ != kNone && shortcut_ != nullptr) words.fail("a block with a shortcut is skipped");
-    if (in_ == out_ && shortcut_ != nullptr) words.fail("a block with a shortcut is in place");
+    const bool in_place = words.graph().values[in_].buffer == words.graph().values[out_].buffer;
+    if (in_place && shortcut_ != nullptr) words.fail("a block with a shortcut is in place");
     add_uses();
   }
 
