@@ -8,7 +8,7 @@ GPU_PYTHON ?= python3
 # Kernels are checked on one thread and two; more threads than cores only add noise.
 PYTEST := $(BIN)/python -m pytest --durations=10
 
-.PHONY: demo test test-all lint format clean wheel bench sanitize check-kernels check-arm check-gpu engine
+.PHONY: demo test test-all lint format clean wheel bench sanitize check-kernels check-arm check-gpu engine fuzz
 
 demo: .venv/built
 	$(BIN)/ddi demo --out out/demo
@@ -79,7 +79,9 @@ check-gpu:
 
 # The engine alone, for C and the shell: no Python, no torch. CXX=aarch64-linux-gnu-g++ cross-compiles.
 ENGINE_DIR := build/engine/$(notdir $(CXX))
-ENGINE_FLAGS := -O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -ffunction-sections -Icsrc/cpu
+ENGINE_FLAGS := -O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -Icsrc/cpu
+ENGINE_FLAGS += -ffunction-sections -fdata-sections
+ENGINE_MAP := csrc/engine/libddi.map
 ENGINE_CLI := csrc/engine/ddi_run.cpp csrc/engine/npy.cpp
 ENGINE_LIB := $(filter-out $(ENGINE_CLI),$(wildcard csrc/cpu/*.cpp csrc/engine/*.cpp))
 ENGINE_OBJECTS := $(ENGINE_LIB:csrc/%.cpp=$(ENGINE_DIR)/%.o)
@@ -90,11 +92,37 @@ $(ENGINE_DIR)/%.o: csrc/%.cpp $(wildcard csrc/cpu/*.h csrc/engine/*.h)
 	@mkdir -p $(@D)
 	$(CXX) $(ENGINE_FLAGS) $(CXXFLAGS) -c $< -o $@
 
-$(ENGINE_DIR)/libddi.so: $(ENGINE_OBJECTS)
-	$(CXX) -shared -s -Wl,--gc-sections -Wl,-soname,libddi.so $(LDFLAGS) $^ -pthread -o $@
+$(ENGINE_DIR)/libddi.so: $(ENGINE_OBJECTS) $(ENGINE_MAP)
+	$(CXX) -shared -s -Wl,--gc-sections -Wl,-soname,libddi.so -Wl,--version-script=$(ENGINE_MAP) $(LDFLAGS) \
+	  $(ENGINE_OBJECTS) -pthread -o $@
 
 $(ENGINE_DIR)/ddi_run: $(ENGINE_CLI:csrc/%.cpp=$(ENGINE_DIR)/%.o) $(ENGINE_DIR)/libddi.so
 	$(CXX) -s $(LDFLAGS) $^ -Wl,-rpath,'$$ORIGIN' -o $@
+
+# Malformed plans against the engine, with clang's libFuzzer: for FUZZ_SECONDS, from the plans of
+# tests/engine/corpus and what earlier runs have found.
+FUZZ_SECONDS ?= 60
+FUZZ_FLAGS := -gline-tables-only -std=c++17 -ffp-contract=off -Icsrc/cpu -Icsrc/engine -pthread
+FUZZ_FLAGS += -fno-sanitize-recover=all
+FUZZ_IGNORE := tests/engine/fuzz_ignore.txt
+FUZZ_CHECKS := -O2 -fsanitize=fuzzer,address,undefined
+FUZZ_CHECKS += -fsanitize-ignorelist=$(FUZZ_IGNORE) -fsanitize-coverage-ignorelist=$(FUZZ_IGNORE)
+# The micro-kernels have no decisions worth covering; their checks are calls, which compile in a tenth
+# of the time.
+MICRO_CHECKS := -O1 -fsanitize=address -mllvm -asan-instrumentation-with-call-threshold=0 -Wno-pass-failed
+FUZZ_OBJECTS := $(ENGINE_LIB:csrc/%.cpp=build/fuzz/%.o)
+
+fuzz: build/fuzz/fuzz_plan
+	mkdir -p build/fuzz/corpus
+	build/fuzz/fuzz_plan -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=20 -malloc_limit_mb=512 \
+	  -print_final_stats=1 -artifact_prefix=build/fuzz/ build/fuzz/corpus tests/engine/corpus
+
+build/fuzz/%.o: csrc/%.cpp $(FUZZ_IGNORE) $(wildcard csrc/cpu/*.h csrc/engine/*.h)
+	@mkdir -p $(@D)
+	clang++ $(FUZZ_FLAGS) $(if $(findstring /micro_,$<),$(MICRO_CHECKS),$(FUZZ_CHECKS)) -c $< -o $@
+
+build/fuzz/fuzz_plan: tests/engine/fuzz_plan.cpp $(FUZZ_OBJECTS)
+	clang++ $(FUZZ_FLAGS) $(FUZZ_CHECKS) $^ -o $@
 
 wheel: .venv/built
 	$(BIN)/python -m build --no-isolation

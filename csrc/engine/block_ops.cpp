@@ -70,7 +70,8 @@ class BlockOp : public Op {
     }
     if (y.channels != ci || y.h != h || y.w != w) words.fail("the output's size is another");
     if (keep_ != kNone && shortcut_ != nullptr) words.fail("a block with a shortcut is skipped");
-    if (in_ == out_ && shortcut_ != nullptr) words.fail("a block with a shortcut is in place");
+    const bool in_place = words.graph().values[in_].buffer == words.graph().values[out_].buffer;
+    if (in_place && shortcut_ != nullptr) words.fail("a block with a shortcut is in place");
     add_uses();
   }
 

@@ -108,7 +108,9 @@ class LinearOp : public Op {
         activation_(activation_of(words)),
         conv_(words, words.graph().values[in_].channels, 1, 1) {
     const Conv2dShape& s = conv_.shape;
-    if (s.kh != 1 || s.kw != 1 || s.groups != 1) words.fail("a linear layer has a kernel");
+    const bool plain = s.kh == 1 && s.kw == 1 && s.groups == 1 && s.pad_h == 0 && s.pad_w == 0 &&
+                       s.stride_h == 1 && s.stride_w == 1;
+    if (!plain) words.fail("a linear layer has a kernel, padding or a stride");
     if (words.graph().values[out_].channels != s.co) words.fail("output has other channels");
     reads = {in_};
     writes = {out_};

@@ -8,6 +8,8 @@ namespace ddi::engine {
 namespace {
 
 constexpr int64_t kMaxKernel = 64;
+// Multiply-adds of a convolution; with it the sums of any plan's steps fit into 64 bits.
+constexpr double kMaxMacs = int64_t{1} << 45;
 
 Conv2dShape read_shape(Words& words, int64_t ci, int64_t h, int64_t w) {
   Conv2dShape s = {};
@@ -30,6 +32,8 @@ Conv2dShape read_shape(Words& words, int64_t ci, int64_t h, int64_t w) {
       s.w + 2 * s.pad_w < s.dilation_w * (s.kw - 1) + 1) {
     words.fail("the kernel is larger than its image");
   }
+  const double taps = static_cast<double>(s.kh * s.kw) * s.co * s.group_ci();
+  if (taps * s.out_h() * s.out_w() > kMaxMacs) words.fail("has too many multiply-adds");
   return s;
 }
 

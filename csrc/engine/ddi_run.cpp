@@ -27,6 +27,8 @@ constexpr const char* kUsage =
     "  --trace            milliseconds of each step of the last call\n"
     "  --json             one JSON object instead of text\n";
 
+constexpr const char* kHelp = "; see ddi_run --help";
+
 struct Settings {
   std::string plan, input, output;
   int64_t batch = 1, threads = 1, repeat = 1;
@@ -71,7 +73,7 @@ Settings parse(int argc, char** argv) {
       s.plan = option;
       continue;
     }
-    if (i + 1 >= argc) fail(option + " needs a value, or is unknown\n" + kUsage);
+    if (i + 1 >= argc) fail(option + " needs a value, or is unknown" + kHelp);
     const char* value = argv[++i];
     if (option == "--input") {
       s.input = value;
@@ -88,11 +90,10 @@ Settings parse(int argc, char** argv) {
     } else if (option == "--budget-macs") {
       s.options.max_macs = count(option, value);
     } else {
-      fail("unknown option " + option + "\n" + kUsage);
+      fail("unknown option " + option + kHelp);
     }
   }
-  if (s.plan.empty() || s.input.empty())
-    fail(std::string("a plan and --input are needed\n") + kUsage);
+  if (s.plan.empty() || s.input.empty()) fail(std::string("a plan and --input are needed") + kHelp);
   return s;
 }
 

@@ -19,6 +19,7 @@ constexpr uint8_t kMagic[8] = {0x89, 'D', 'D', 'I', '\r', '\n', 0x1a, '\n'};
 constexpr int64_t kHeaderBytes = 64;
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kMaxFileBytes = int64_t{1} << 40;
+constexpr int64_t kFreeElements = int64_t{1} << 22, kMostUses = 16;
 
 uint64_t little_endian(const uint8_t* data, int bytes) {
   uint64_t word = 0;
@@ -52,6 +53,10 @@ int64_t bytes_of(int64_t dtype) {
       break;
   }
   return 1;
+}
+
+bool is_plan(const std::vector<uint8_t>& bytes) {
+  return bytes.size() >= sizeof(kMagic) && std::memcmp(bytes.data(), kMagic, sizeof(kMagic)) == 0;
 }
 
 [[noreturn]] void fail(const std::string& what) { throw PlanError("plan: " + what); }
@@ -108,6 +113,8 @@ std::vector<float> Words::floats(int64_t numel, const char* what) {
   if (c.dtype == static_cast<int64_t>(PlanType::kInt8)) {
     fail(std::string(what) + " is not a floating-point number");
   }
+  graph_.elements_left -= numel;
+  if (graph_.elements_left < 0) fail("and those before it use the same constants too often");
   return decode_floats(c);
 }
 
@@ -139,8 +146,7 @@ PlanFile::PlanFile(std::vector<uint8_t> bytes) : bytes_(std::move(bytes)) {
   const int64_t size = static_cast<int64_t>(bytes_.size());
   const uint8_t* data = bytes_.data();
   if (size < kHeaderBytes) fail("the file has " + number(size) + " bytes, less than a header");
-  if (std::memcmp(data, kMagic, sizeof(kMagic)) != 0)
-    fail("this is no plan: its first bytes differ");
+  if (!is_plan(bytes_)) fail("this is no plan: its first bytes differ");
   const auto word = [&](int at, int bytes) {
     return static_cast<int64_t>(little_endian(data + at, bytes));
   };
@@ -179,7 +185,7 @@ std::vector<uint8_t> read_file(const std::string& path) {
   for (;;) {
     const size_t got = std::fread(piece.data(), 1, piece.size(), file.get());
     bytes.insert(bytes.end(), piece.begin(), piece.begin() + static_cast<int64_t>(got));
-    if (got < piece.size()) break;
+    if (got < piece.size() || !is_plan(bytes)) break;  // whatever it is, it may not fit into memory
     if (static_cast<int64_t>(bytes.size()) > kMaxFileBytes) fail(path + " is too large");
   }
   if (std::ferror(file.get()) != 0) fail("cannot read " + path + ": " + std::strerror(errno));
@@ -221,6 +227,7 @@ void read_graph(const PlanFile& file, Words& words, Graph& graph) {
     c.data = file.blob() + offset;
     graph.constants.push_back(c);
   }
+  graph.elements_left = kFreeElements + kMostUses * (file.blob_bytes() / 2);
   const int64_t names = words.integer(1, kMaxCount, "number of names");
   int64_t left = file.blob_bytes();  // names do not overlap, so a small file makes no large ones
   for (int64_t i = 0; i < names; ++i) {

@@ -67,6 +67,9 @@ struct Graph {
   std::vector<Value> values;
   std::vector<Constant> constants;
   std::vector<std::string> names;
+  // Elements that steps may still take out of the blob. They share constants, but not so often that
+  // a small file fills the memory.
+  mutable int64_t elements_left = 0;
 
   const Buffer& buffer_of(int64_t value) const { return buffers[values[value].buffer]; }
 };

@@ -1,5 +1,7 @@
 #include "session.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -12,8 +14,17 @@
 namespace ddi::engine {
 namespace {
 
-constexpr int64_t kMaxMemory = int64_t{1} << 36;
+constexpr int64_t kMaxMemory = int64_t{1} << 36;  // of a machine that does not say what it has
 constexpr int64_t kMaxThreads = 1024;
+
+// What is promised beyond it is never there, but the system kills whoever uses it.
+int64_t machine_memory() {
+#if defined(_SC_PHYS_PAGES)
+  const int64_t pages = sysconf(_SC_PHYS_PAGES), bytes = sysconf(_SC_PAGESIZE);
+  if (pages > 0 && bytes > 0 && pages <= INT64_MAX / bytes) return pages * bytes;
+#endif
+  return kMaxMemory;
+}
 
 int64_t now_ns() {
   using std::chrono::nanoseconds;
@@ -47,17 +58,11 @@ void Session::Parallel::operator()(int64_t tasks, Task body) const {
   for (int64_t i = 0; i < tasks; ++i) body(i);
 }
 
-Session::Memory Session::allocate(int64_t bytes, const char* what) {
-  if (bytes < 0 || bytes > kMaxMemory) {
-    refuse(std::string(what) + " would need more than " + number(kMaxMemory >> 30) + " GiB");
-  }
+Session::Memory Session::allocate(int64_t bytes) {
   const size_t size = static_cast<size_t>(std::max<int64_t>(bytes, 64));
   char* data = static_cast<char*>(::operator new(size, std::align_val_t{64}));
   std::memset(data, 0, size);
-  Memory memory;
-  memory.data = {data, [](char* p) { ::operator delete(p, std::align_val_t{64}); }};
-  memory.bytes = bytes;
-  return memory;
+  return {data, [](char* p) { ::operator delete(p, std::align_val_t{64}); }};
 }
 
 Session::Session(std::shared_ptr<const Network> network, int64_t max_batch, int64_t threads)
@@ -69,14 +74,21 @@ Session::Session(std::shared_ptr<const Network> network, int64_t max_batch, int6
     refuse("threads is " + number(threads) + "; expected 1 to " + number(kMaxThreads));
   }
   const MemoryPlan plan = plan_memory(*network_, max_batch);
-  memory_ = allocate(plan.bytes, "this network at this batch size");
-  for (const int64_t offset : plan.offset) {
-    buffers_.push_back(offset < 0 ? nullptr : memory_.data.get() + offset);
+  const int64_t workspace = most_workspace(), decisions = max_batch * network_->decision_bytes();
+  memory_bytes_ = plan.bytes + workspace + decisions;
+  const int64_t image = network_->input().numel() * static_cast<int64_t>(sizeof(float));
+  if (memory_bytes_ > machine_memory() - image) {
+    refuse("a session for " + number(max_batch) + " images would take " +
+           number(memory_bytes_ >> 20) + " MiB, more than this machine has");
   }
-  workspace_ = allocate(most_workspace(), "a step of this network at this batch size");
+  memory_ = allocate(plan.bytes);
+  for (const int64_t offset : plan.offset) {
+    buffers_.push_back(offset < 0 ? nullptr : memory_.get() + offset);
+  }
+  workspace_ = allocate(workspace);
   const size_t steps = network_->trunk().size();
   macs_.resize(static_cast<size_t>(max_batch));
-  decisions_.resize(static_cast<size_t>(max_batch * network_->decision_bytes()));
+  decisions_.resize(static_cast<size_t>(decisions));
   step_ms_.resize(steps);
   step_worst_ms_.resize(steps);
   exit_worst_ms_.resize(network_->exits().size());
@@ -111,8 +123,8 @@ int64_t Session::most_workspace() const {
 
 Frame Session::frame(const Images& images) const {
   const int64_t* s = images.stride;
-  return {network_->graph(), buffers_.data(),       images.n,    threads_,
-          parallel_,         workspace_.data.get(), images.data, {s[0], s[1], s[2], s[3]}};
+  return {network_->graph(), buffers_.data(),  images.n,    threads_,
+          parallel_,         workspace_.get(), images.data, {s[0], s[1], s[2], s[3]}};
 }
 
 double Session::elapsed_ms() const { return static_cast<double>(now_ns() - start_) * 1e-6; }
@@ -215,15 +227,15 @@ bool Session::run_step(const Frame& f, int64_t step, const RunOptions& options) 
   const Op& op = *network_->trunk()[static_cast<size_t>(step)];
   if (!affordable(f, step, options)) return false;
   const int64_t before = options.trace ? now_ns() : 0;
+  for (int64_t n = 0; n < f.n; ++n) {
+    most_macs_ = std::max(most_macs_, macs_[static_cast<size_t>(n)] += op.macs(f, n));
+  }
   op.run(f);
   const int64_t at = decision_at_[static_cast<size_t>(step)];
   const int64_t bytes = network_->decision_bytes();
   if (op.decision_bytes() > 0) {
     if (options.decisions != nullptr) op.write_decision(f, options.decisions + at, bytes);
     op.read_decision(f, decisions_.data() + at, bytes);
-  }
-  for (int64_t n = 0; n < f.n; ++n) {
-    most_macs_ = std::max(most_macs_, macs_[static_cast<size_t>(n)] += op.macs(f, n));
   }
   if (options.trace) {
     step_ms_[static_cast<size_t>(step)] = static_cast<double>(now_ns() - before) * 1e-6;

@@ -42,7 +42,7 @@ class Session {
 
   const Network& network() const { return *network_; }
   int64_t max_batch() const { return max_batch_; }
-  int64_t memory_bytes() const { return static_cast<int64_t>(memory_.bytes + workspace_bytes_); }
+  int64_t memory_bytes() const { return memory_bytes_; }
 
   // Of the last run: the exit that answered; of each sample its multiply-adds and the bits that its
   // gates decided, 0 for those that were not asked; with a trace of each step of the trunk its
@@ -58,12 +58,9 @@ class Session {
     void operator()(int64_t tasks, Task body) const;
     ThreadPool* pool;
   };
-  struct Memory {
-    std::unique_ptr<char, void (*)(char*)> data{nullptr, nullptr};
-    int64_t bytes = 0;
-  };
+  using Memory = std::unique_ptr<char, void (*)(char*)>;
 
-  static Memory allocate(int64_t bytes, const char* what);
+  static Memory allocate(int64_t bytes);
   int64_t most_workspace() const;
   Frame frame(const Images& images) const;
   void begin(const Frame& frame);
@@ -82,8 +79,8 @@ class Session {
 
   std::shared_ptr<const Network> network_;
   int64_t max_batch_, threads_;
-  Memory memory_, workspace_;
-  int64_t workspace_bytes_ = 0;
+  Memory memory_{nullptr, nullptr}, workspace_{nullptr, nullptr};
+  int64_t memory_bytes_ = 0;
   std::vector<char*> buffers_;
   std::unique_ptr<ThreadPool> pool_;
   Parallel parallel_{nullptr};
