@@ -1,4 +1,4 @@
-"""The engine for ARM: `make engine` with Debian's cross compilers, run by qemu, answers as the engine here."""
+"""The engine for ARM, by Debian's cross compilers and run by qemu, answers as the engine here."""
 
 from __future__ import annotations
 
