@@ -46,14 +46,16 @@ def freeze(
         model: in eval mode its forward must be traceable by torch.export.
         example_input: float32[N, C, H, W]; the plan takes images of this size, in batches of any.
         path: of the plan.
-        dtype: float32; bfloat16, of activations and convolution weights; or int8, in which convolutions and
-            residual blocks compute, between activations of float32. Gates and linear layers stay float32,
-            and in int8 also the first convolution, grouped ones, those behind a batch norm, and the layers
-            of dense blocks.
-        calibration: for int8, images like those that the network is to see, which say how large activations
-            get: float[N, C, H, W], or batches of such, or pairs of a batch and anything, as a DataLoader
-            has. Weights have one scale for each output channel, what a convolution reads has one scale, the
-            largest absolute value over 127; as in Jacob et al., CVPR 2018, without training.
+        dtype: float32; bfloat16, of activations and convolution weights; or int8, in which residual blocks
+            and convolutions compute, between activations of float32. Gates and linear layers stay float32 in
+            all; in int8 also the first convolution (more exact, and it reads the image where it lies),
+            grouped ones, those that a batch norm stands before, and the layers of dense blocks. Where int8
+            is computed NaN counts as 0.
+        calibration: for int8, images like those that the network is to see: float[N, C, H, W], or batches of
+            such, or pairs of a batch and anything, as a DataLoader has. What a convolution reads gets one
+            scale, the largest absolute value over 127, weights one for each output channel; as in Jacob et
+            al., CVPR 2018, without training. What is larger than anything seen is cut off, also where gates
+            open more than they did then.
 
     Raises:
         FreezeError: names the operation that the engine does not have, and the module it stands in.
