@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "pool_sample.h"
+#include "block_result.h"
 
 namespace ddi {
 namespace {
@@ -57,21 +57,10 @@ void gated_block(const GatedBlock<T>& block, int64_t threads, const ParallelFor&
                  void* workspace) {
   ConvChain<T> chain = make_chain(block);
   const Conv2dShape& s = block.branch[block.depth - 1].shape;
-  const int64_t h = s.out_h(), w = s.out_w(), channels = s.co;
-  const auto finish = [&](int64_t n, bool kept) {
-    const int64_t numel = channels * h * w;
-    if (!kept && block.x != block.y) {
-      std::copy_n(block.x + n * numel, numel, block.y + n * numel);
-    }
-    if (block.pooled == nullptr) return;
-    if (!kept && block.x_pooled != nullptr) {
-      std::copy_n(block.x_pooled + n * channels, channels, block.pooled + n * channels);
-    } else {
-      const int64_t stride = block.channels_last ? channels : h * w;
-      pool_sample(block.y + n * numel, block.channels_last, stride, channels, h * w,
-                  block.pooled + n * channels);
-    }
-  };
+  const BlockResult<T> result = {
+      s.out_h() * s.out_w(), s.co,        block.channels_last, block.x, block.y,
+      block.x_pooled,        block.pooled};
+  const auto finish = [&](int64_t sample, bool kept) { result.finish(sample, kept); };
   chain.finish = finish;
   conv_chain(chain, threads, parallel_for, workspace);
 }

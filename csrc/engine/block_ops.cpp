@@ -3,158 +3,48 @@
 #include <memory>
 
 #include "arena.h"
-#include "conv_weights.h"
+#include "block_base.h"
 #include "gated_block.h"
 #include "gated_dense_layer.h"
 #include "ops.h"
-#include "values.h"
 
 namespace ddi::engine {
 namespace {
 
-// One convolution of a residual branch, and the mask of its outputs.
 template <class T>
-struct BranchConv {
-  BranchConv(Words& words, int64_t ci, int64_t h, int64_t w, bool last)
-      : mask(last ? kNone : words.optional_value(Kind::kBits, -1, "mask")),
-        group_size(last ? 1 : words.integer(1, kMaxSize, "group size")),
-        conv(words, ci, h, w) {
-    if (conv.shape.groups != 1) words.fail("a block has grouped convolutions");
-    if (mask == kNone) return;
-    check_whole(words, mask, "mask");
-    if (words.graph().values[mask].channels != (conv.shape.co + group_size - 1) / group_size) {
-      words.fail("the mask has another number of groups");
-    }
-  }
-
-  const int64_t mask, group_size;
-  const ConvWeights<T> conv;
-};
-
-template <class T>
-class BlockOp : public Op {
+class BlockOp : public BlockBase<T> {
+  using Base = BlockBase<T>;
   using Acc = typename Types<T>::Acc;
 
  public:
-  explicit BlockOp(Words& words)
-      : in_(words.value(Kind::kImage, -1, "input")),
-        out_(words.value(Kind::kImage, -1, "output")),
-        keep_(words.optional_value(Kind::kBits, 1, "keep")),
-        in_pooled_(words.optional_value(Kind::kVector, words.graph().values[in_].channels,
-                                        "pooled input")),
-        out_pooled_(words.optional_value(Kind::kVector, words.graph().values[out_].channels,
-                                         "pooled output")) {
-    const Buffer &x = words.graph().buffer_of(in_), &y = words.graph().buffer_of(out_);
-    check_whole(words, in_, "input");
-    check_whole(words, out_, "output");
-    if (keep_ != kNone) check_whole(words, keep_, "keep");
-    if (in_pooled_ != kNone) check_whole(words, in_pooled_, "pooled input");
-    if (out_pooled_ != kNone) check_whole(words, out_pooled_, "pooled output");
-    const int64_t depth = words.integer(2, 3, "convolutions");
-    int64_t ci = x.channels, h = x.h, w = x.w;
-    for (int64_t i = 0; i < depth; ++i) {
-      branch_.push_back(std::make_unique<BranchConv<T>>(words, ci, h, w, i + 1 == depth));
-      const Conv2dShape& s = branch_.back()->conv.shape;
-      ci = s.co;
-      h = s.out_h();
-      w = s.out_w();
-    }
-    if (words.flag("shortcut")) {
-      shortcut_ = std::make_unique<ConvWeights<T>>(words, x.channels, x.h, x.w);
-      const Conv2dShape& s = shortcut_->shape;
-      if (s.co != ci || s.out_h() != h || s.out_w() != w || s.groups != 1) {
-        words.fail("the shortcut's output is not the branch's");
-      }
-    } else if (x.channels != ci || x.h != h || x.w != w) {
-      words.fail("the branch changes the shape, without a convolution in the shortcut");
-    }
-    if (y.channels != ci || y.h != h || y.w != w) words.fail("the output's size is another");
-    if (keep_ != kNone && shortcut_ != nullptr) words.fail("a block with a shortcut is skipped");
-    const bool in_place = words.graph().values[in_].buffer == words.graph().values[out_].buffer;
-    if (in_place && shortcut_ != nullptr) words.fail("a block with a shortcut is in place");
-    add_uses();
-  }
+  using Base::Base;
 
   int64_t workspace_bytes(int64_t n, int64_t threads) const override {
     return gated_block_workspace_bytes(args(n), threads);
   }
 
   void run(const Frame& frame) const override {
-    if (skips_all(frame)) return;
+    if (this->skips_all(frame)) return;
     GatedBlock<T> block = args(frame.n);
-    for (int i = 0; i < block.depth; ++i) {
-      if (branch_[i]->mask == kNone) continue;
-      const uint8_t* open = frame.at<uint8_t>(branch_[i]->mask);
-      block.branch[i].out_open = block.branch[i + 1].in_open = open;
-    }
-    set_input(frame, in_, &block.x, block.x_stride);
-    block.y = frame.at<T>(out_);
-    if (keep_ != kNone) block.keep = frame.at<uint8_t>(keep_);
-    if (out_pooled_ != kNone) block.pooled = frame.at<Acc>(out_pooled_);
-    if (in_pooled_ != kNone) block.x_pooled = frame.at<Acc>(in_pooled_);
+    this->set_masks(frame, block.branch);
+    set_input(frame, this->in_, &block.x, block.x_stride);
+    block.y = frame.at<T>(this->out_);
+    if (this->keep_ != kNone) block.keep = frame.at<uint8_t>(this->keep_);
+    if (this->out_pooled_ != kNone) block.pooled = frame.at<Acc>(this->out_pooled_);
+    if (this->in_pooled_ != kNone) block.x_pooled = frame.at<Acc>(this->in_pooled_);
     gated_block(block, frame.threads, frame.parallel_for, frame.workspace);
   }
 
-  int64_t dense_macs() const override {
-    int64_t sum = shortcut_ == nullptr ? 0 : shortcut_->dense_macs();
-    for (const auto& part : branch_) sum += part->conv.dense_macs();
-    return sum;
-  }
-
-  int64_t macs(const Frame& frame, int64_t sample) const override {
-    if (keep_ != kNone && *(frame.at<uint8_t>(keep_) + sample) == 0) return 0;
-    int64_t sum = shortcut_ == nullptr ? 0 : shortcut_->dense_macs();
-    int64_t open = branch_[0]->conv.shape.ci;
-    for (const auto& part : branch_) {
-      const int64_t channels = part->conv.shape.co;
-      const int64_t after = count_open(frame, part->mask, sample, channels, part->group_size);
-      sum += part->conv.macs(open, after);
-      open = after;
-    }
-    return sum;
-  }
-
  private:
-  // Whether every sample skips the block, whose output is then its input: all is done.
-  bool skips_all(const Frame& frame) const {
-    if (keep_ == kNone || in_ != out_ || (out_pooled_ != kNone && in_pooled_ == kNone))
-      return false;
-    const uint8_t* keep = frame.at<uint8_t>(keep_);
-    if (std::any_of(keep, keep + frame.n, [](uint8_t bit) { return bit != 0; })) return false;
-    if (out_pooled_ == kNone) return true;
-    const int64_t count = frame.n * frame.stride(in_pooled_);
-    std::copy_n(frame.at<Acc>(in_pooled_), count, frame.at<Acc>(out_pooled_));
-    return true;
-  }
-
-  void add_uses() {
-    reads = {in_};
-    writes = {out_};
-    if (keep_ != kNone) reads.push_back(keep_);
-    if (in_pooled_ != kNone) reads.push_back(in_pooled_);
-    if (out_pooled_ != kNone) writes.push_back(out_pooled_);
-    for (const auto& part : branch_) {
-      if (part->mask != kNone) reads.push_back(part->mask);
-    }
-  }
-
   GatedBlock<T> args(int64_t n) const {
     GatedBlock<T> block = {};
-    block.depth = static_cast<int>(branch_.size());
+    block.depth = this->depth();
     block.channels_last = true;
-    for (int i = 0; i < block.depth; ++i) {
-      block.branch[i] = branch_[i]->conv.args(n);
-      block.branch[i].out_group_size = branch_[i]->group_size;
-      if (i > 0) block.branch[i].in_group_size = branch_[i - 1]->group_size;
-    }
-    block.has_shortcut = shortcut_ != nullptr;
-    if (block.has_shortcut) block.shortcut = shortcut_->args(n);
+    for (int i = 0; i < block.depth; ++i) block.branch[i] = this->branch_args(i, n);
+    block.has_shortcut = this->shortcut_ != nullptr;
+    if (block.has_shortcut) block.shortcut = this->shortcut_->args(n);
     return block;
   }
-
-  const int64_t in_, out_, keep_, in_pooled_, out_pooled_;
-  std::vector<std::unique_ptr<BranchConv<T>>> branch_;
-  std::unique_ptr<ConvWeights<T>> shortcut_;
 };
 
 // A layer of a dense block: new channels behind those of the concatenation that it reads.

@@ -24,21 +24,9 @@ class Conv2dOp : public Op {
     pre_scale_ = words.optional_floats(conv_.shape.ci, "scale");
     pre_shift_ = words.optional_floats(conv_.shape.ci, "shift");
     if (pre_scale_.size() != pre_shift_.size()) words.fail("scale and shift come together");
-    const Graph& graph = words.graph();
-    if (graph.values[out_].channels != conv_.shape.co) words.fail("output has other channels");
-    check_size(words, out_, conv_.shape.out_h(), conv_.shape.out_w());
-    if (conv_.shape.groups > 1) check_whole(words, out_, "output of a grouped convolution");
-    if (residual_ != kNone) {
-      const Buffer &r = graph.buffer_of(residual_), &y = graph.buffer_of(out_);
-      check_whole(words, residual_, "residual");
-      check_whole(words, out_, "output with a residual");
-      if (r.channels != y.channels || r.h != y.h || r.w != y.w) {
-        words.fail("the residual's size is not the output's");
-      }
-      reads = {in_, residual_};
-    } else {
-      reads = {in_};
-    }
+    check_result(words, out_, residual_, conv_.shape);
+    reads = {in_};
+    if (residual_ != kNone) reads.push_back(residual_);
     if (in_mask_ != kNone) reads.push_back(in_mask_);
     writes = {out_};
     if (std::is_same<T, bf16>::value && (conv_.shape.groups > 1 || !pre_scale_.empty())) {

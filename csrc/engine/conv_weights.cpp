@@ -1,8 +1,10 @@
 #include "conv_weights.h"
 
+#include <limits>
 #include <type_traits>
 
 #include "prepack_conv2d.h"
+#include "values.h"
 
 namespace ddi::engine {
 namespace {
@@ -10,6 +12,7 @@ namespace {
 constexpr int64_t kMaxKernel = 64;
 // Multiply-adds of a convolution; with it the sums of any plan's steps fit into 64 bits.
 constexpr double kMaxMacs = int64_t{1} << 45;
+constexpr int64_t kMostProducts = (int64_t{1} << 17) - 1;  // of bytes, whose sum fits in int32
 
 Conv2dShape read_shape(Words& words, int64_t ci, int64_t h, int64_t w) {
   Conv2dShape s = {};
@@ -39,10 +42,28 @@ Conv2dShape read_shape(Words& words, int64_t ci, int64_t h, int64_t w) {
 
 template <class T>
 std::vector<T> read_weight(Words& words, int64_t numel) {
-  const std::vector<float> wide = words.floats(numel, "weight");
-  std::vector<T> values(wide.size());
-  for (size_t i = 0; i < wide.size(); ++i) round_to(wide[i], &values[i]);
-  return values;
+  if constexpr (Types<T>::kInteger) {
+    const Constant& c = words.constant(numel, "weight");
+    if (c.dtype != static_cast<int64_t>(PlanType::kInt8)) words.fail("weight is not of int8");
+    const T* data = reinterpret_cast<const T*>(c.data);
+    return {data, data + numel};
+  } else {
+    const std::vector<float> wide = words.floats(numel, "weight");
+    std::vector<T> values(wide.size());
+    for (size_t i = 0; i < wide.size(); ++i) round_to(wide[i], &values[i]);
+    return values;
+  }
+}
+
+std::vector<float> read_scales(Words& words, int64_t count, const char* what) {
+  using Limits = std::numeric_limits<float>;
+  std::vector<float> scales = words.floats(count, what);
+  for (const float scale : scales) {
+    if (!(scale >= Limits::min() && scale <= Limits::max())) {
+      words.fail(std::string(what) + " is not positive and finite");
+    }
+  }
+  return scales;
 }
 
 void serial(int64_t tasks, Task body) {
@@ -51,12 +72,33 @@ void serial(int64_t tasks, Task body) {
 
 }  // namespace
 
+void check_result(Words& words, int64_t out, int64_t residual, const Conv2dShape& shape) {
+  const Graph& graph = words.graph();
+  if (graph.values[out].channels != shape.co) words.fail("output has other channels");
+  check_size(words, out, shape.out_h(), shape.out_w());
+  if (shape.groups > 1) check_whole(words, out, "output of a grouped convolution");
+  if (residual == kNone) return;
+  const Buffer &r = graph.buffer_of(residual), &y = graph.buffer_of(out);
+  check_whole(words, residual, "residual");
+  check_whole(words, out, "output with a residual");
+  if (r.channels != y.channels || r.h != y.h || r.w != y.w) {
+    words.fail("the residual's size is not the output's");
+  }
+}
+
 template <class T>
 ConvWeights<T>::ConvWeights(Words& words, int64_t ci, int64_t h, int64_t w)
     : shape(read_shape(words, ci, h, w)) {
   const int64_t group_ci = shape.group_ci(), taps = shape.kh * shape.kw;
   const std::vector<T> weight = read_weight<T>(words, shape.co * group_ci * taps);
   bias = words.optional_floats(shape.co, "bias");
+  if constexpr (Types<T>::kInteger) {
+    if (shape.groups != 1) words.fail("int8 has no grouped convolution");
+    if (shape.ci * taps > kMostProducts) words.fail("sums of int8 products could overflow");
+    factor = read_scales(words, shape.co, "scale of the weights");
+    x_scale = read_scales(words, 1, "scale of the input")[0];
+    for (float& f : factor) f *= x_scale;
+  }
   const bool narrow = shape.kh == 3 && shape.kw == 3 && shape.groups == 1;
   const bool unit =
       shape.stride_h == 1 && shape.stride_w == 1 && shape.dilation_h == 1 && shape.dilation_w == 1;
@@ -83,6 +125,7 @@ GatedConv2d<T> ConvWeights<T>::args(int64_t n) const {
   args.shape.n = n;
   args.packed = packed.get();
   args.bias = bias.empty() ? nullptr : bias.data();
+  if constexpr (Types<T>::kInteger) args.factor = factor.data();
   args.in_group_size = args.out_group_size = 1;
   args.channels_last = true;
   return args;
@@ -96,5 +139,6 @@ int64_t ConvWeights<T>::macs(int64_t open_in, int64_t open_out) const {
 
 template struct ConvWeights<float>;
 template struct ConvWeights<bf16>;
+template struct ConvWeights<int8_t>;
 
 }  // namespace ddi::engine

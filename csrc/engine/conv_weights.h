@@ -29,6 +29,9 @@ class Aligned {
   std::unique_ptr<T, Free> data_;
 };
 
+// What a plan must not say of a convolution's output and its residual, a value or kNone.
+void check_result(Words& words, int64_t out, int64_t residual, const Conv2dShape& shape);
+
 template <class T>
 struct ConvWeights {
   // Of an input with ci channels of h x w; n is left to the call.
@@ -43,6 +46,9 @@ struct ConvWeights {
   Conv2dShape shape;
   Aligned<typename Types<T>::Cell> packed;
   std::vector<float> bias;
+  // Of int8: what one step of x is worth, and one of each output channel's sums.
+  float x_scale = 1;
+  std::vector<float> factor;
 };
 
 }  // namespace ddi::engine

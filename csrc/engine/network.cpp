@@ -7,7 +7,6 @@ namespace ddi::engine {
 Network::Network(const std::vector<uint8_t>& plan) {
   const PlanFile file(plan);
   Words words = file.graph_words(graph_);
-  if (file.type() == PlanType::kInt8) words.fail("is of int8, which this build does not run");
   read_graph(file, words, graph_);
   metadata_ = words.name();
   input_ = words.value(Kind::kImage, -1, "input");

@@ -32,6 +32,11 @@ std::unique_ptr<Op> read_typed(OpCode code, Words& words) {
     case OpCode::kDenseLayer:
       if (std::is_same<T, float>::value) return read_dense_layer(words);
       words.fail("is a dense layer, which is there in float32 only");
+    case OpCode::kConv2dInt8:
+    case OpCode::kBlockInt8:
+      if (words.graph().type != PlanType::kInt8)
+        words.fail("is of int8, in a plan of another type");
+      return code == OpCode::kBlockInt8 ? read_block_int8(words) : read_conv2d_int8(words);
   }
   words.fail("is of a kind that this build does not know");
 }

@@ -18,6 +18,10 @@ template <class T>
 std::unique_ptr<Op> read_block(Words& words);
 std::unique_ptr<Op> read_dense_layer(Words& words);
 
+// int8_ops.cpp
+std::unique_ptr<Op> read_conv2d_int8(Words& words);
+std::unique_ptr<Op> read_block_int8(Words& words);
+
 // gate_ops.cpp
 std::unique_ptr<Op> read_gate(Words& words);
 std::unique_ptr<Op> read_open_all(Words& words);

@@ -21,10 +21,11 @@ constexpr int64_t kPlanVersion = 1;
 constexpr int64_t kMaxSize = 1 << 16;   // channels, height, width
 constexpr int64_t kMaxCount = 1 << 13;  // buffers, values, tensors, steps
 
+// Of int8 are single steps; between them images are float32.
 enum class PlanType : int64_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 
-// What a buffer holds: activations of the plan's type, [pixel][channel]; float32 vectors; bits, a
-// byte each; float32 that is zero at the start of every run.
+// What a buffer holds: activations, of bfloat16 in such a plan, else float32, [pixel][channel];
+// float32 vectors; bits, a byte each; float32 that is zero at the start of every run.
 enum class Kind : int64_t { kImage = 0, kVector = 1, kBits = 2, kState = 3 };
 
 enum class OpCode : int64_t {
@@ -38,6 +39,8 @@ enum class OpCode : int64_t {
   kActivation = 8,
   kCopy = 9,
   kOpenAll = 10,
+  kConv2dInt8 = 11,
+  kBlockInt8 = 12,
 };
 
 struct Buffer {

@@ -1,11 +1,14 @@
 """Freezes a network into a plan, the one file that the engine runs with neither Python nor torch.
 
-trace.py takes the model apart, fuse.py joins what is one step, emit.py lays it out, plan.py writes bytes.
+trace.py takes the model apart, fuse.py joins what is one step, emit.py lays it out, plan.py writes bytes;
+for int8 calibrate.py looks at how large activations get.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -15,6 +18,7 @@ import ddi
 
 from ..checkpoint import write_atomic
 from ..cost import dense_macs
+from .calibrate import input_ranges
 from .emit import emit
 from .fuse import fuse
 from .ir import FreezeError
@@ -22,7 +26,7 @@ from .trace import trace
 
 __all__ = ["FreezeError", "freeze"]
 
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
 @torch.no_grad()
@@ -31,6 +35,7 @@ def freeze(
     example_input: Tensor,
     path: str | Path,
     dtype: torch.dtype = torch.float32,
+    calibration: Tensor | Iterable[Any] | None = None,
 ) -> None:
     """Writes a model, gated or plain, as a plan that the engine runs.
 
@@ -41,7 +46,16 @@ def freeze(
         model: in eval mode its forward must be traceable by torch.export.
         example_input: float32[N, C, H, W]; the plan takes images of this size, in batches of any.
         path: of the plan.
-        dtype: of activations and convolution weights. Gates and linear layers stay float32.
+        dtype: float32; bfloat16, of activations and convolution weights; or int8, in which residual blocks
+            and convolutions compute, between activations of float32. Gates and linear layers stay float32 in
+            all; in int8 also the first convolution (more exact, and it reads the image where it lies),
+            grouped ones, those that a batch norm stands before, and the layers of dense blocks. Where int8
+            is computed NaN counts as 0.
+        calibration: for int8, images like those that the network is to see: float[N, C, H, W], or batches of
+            such, or pairs of a batch and anything, as a DataLoader has. What a convolution reads gets one
+            scale, the largest absolute value over 127, weights one for each output channel; as in Jacob et
+            al., CVPR 2018, without training. What is larger than anything seen is cut off, also where gates
+            open more than they did then.
 
     Raises:
         FreezeError: names the operation that the engine does not have, and the module it stands in.
@@ -50,6 +64,7 @@ def freeze(
     Example:
         >>> ddi.freeze(model, torch.randn(1, 3, 32, 32), "resnet.ddi")
         >>> logits = ddi_kernels.engine.load("resnet.ddi")(images)
+        >>> ddi.freeze(model, torch.randn(1, 3, 32, 32), "int8.ddi", dtype=torch.int8, calibration=images)
     """
     if not isinstance(example_input, Tensor) or example_input.dim() != 4:
         got = (
@@ -58,10 +73,15 @@ def freeze(
         raise ValueError(f"freeze: example_input must be a Tensor [N, C, H, W], got {got}")
     if dtype not in _DTYPES:
         raise ValueError(f"freeze: dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
-    network = trace(model, example_input.float())
+    if (dtype == torch.int8) != (calibration is not None):
+        given = "no calibration" if calibration is None else "calibration"
+        raise ValueError(f"freeze: got {given} with dtype {dtype}, expected it for torch.int8 and only then")
+    example = example_input.float()
+    ranges = {} if calibration is None else input_ranges(model, calibration, example)
+    network = trace(model, example)
     metadata = {
         "model": type(model).__name__,
         "version": ddi.__version__,
         "dense_macs": dense_macs(model, example_input.shape),
     }
-    write_atomic(path, emit(fuse(network, dtype), dtype, metadata))
+    write_atomic(path, emit(fuse(network, dtype), dtype, metadata, ranges))

@@ -56,7 +56,7 @@ def _conv2d(
         if any(extent % 2 for extent in extents):
             raise FreezeError("padding='same' of an even kernel pads one side more than the other")
         padding = [extent // 2 for extent in extents]
-    conv = Conv(weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
+    conv = Conv(weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups, at.name)
     return at.node("conv", _image(x), conv=conv, relu=False)
 
 

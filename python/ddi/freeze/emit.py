@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .ir import Conv, FreezeError, GateWeights, Network, Node, users
 from .places import Places
 from .plan import BITS, IMAGE, NONE, STATE, VECTOR, PlanWriter
+from .weights import ConvWords
 
 __all__ = ["emit"]
 
@@ -21,15 +21,16 @@ def _activation(node: Node) -> int:
     return _ACTIVATIONS.index(node.attrs["kind"])
 
 
-def emit(network: Network, dtype: torch.dtype, metadata: dict[str, Any]) -> bytes:
+def emit(network: Network, dtype: torch.dtype, metadata: dict[str, Any], ranges: dict[str, float]) -> bytes:
     """The plan of a fused network.
 
     Args:
         network: its last output is the whole network's.
-        dtype: of activations and convolution weights.
+        dtype: of the convolutions.
         metadata: JSON-ready, kept in the plan; `gates` is added.
+        ranges: the largest absolute value that each convolution reads, by its path, for int8.
     """
-    return _Emitter(network, dtype).emit(metadata)
+    return _Emitter(network, dtype, ranges).emit(metadata)
 
 
 def _ancestors(node: Node) -> set[Node]:
@@ -44,9 +45,11 @@ def _ancestors(node: Node) -> set[Node]:
 
 
 class _Emitter:
-    def __init__(self, network: Network, dtype: torch.dtype) -> None:
+    def __init__(self, network: Network, dtype: torch.dtype, ranges: dict[str, float]) -> None:
         self.network = network
         self.plan = PlanWriter(dtype)
+        self.convs = ConvWords(self.plan, ranges)
+        self._floats = self.convs.floats
         self.reads = users(network)
         self.places = Places(network)
         self.steps: list[list[int]] = []
@@ -159,22 +162,18 @@ class _Emitter:
             raise FreezeError(f"freeze: the engine has no {node.op} as in {node.name}")
         emitters[node.op](node)
 
-    def _conv(self, conv: Conv) -> list[int]:
-        co, _, kh, kw = conv.weight.shape
-        weight = conv.weight.to(self.plan.dtype)
-        words = [co, kh, kw, *conv.stride, *conv.padding, *conv.dilation, conv.groups]
-        return [*words, self.plan.constant(weight), self._floats(conv.bias)]
-
-    def _floats(self, tensor: Tensor | None) -> int:
-        return self.plan.constant(None if tensor is None else tensor.float())
-
     def _conv_step(self, node: Node) -> None:
         residual = self.images[node.inputs[1]] if len(node.inputs) == 2 else NONE
-        x = self.images[node.inputs[0]]
+        source, conv, relu = node.inputs[0], node.attrs["conv"], int(node.attrs["relu"])
+        words, mask = [self.images[source], self._new_image(node), residual], self._mask(source)
+        # The first convolution stays as it is: it reads the image where it lies.
+        plain = "prologue" not in node.attrs and mask == NONE and source.op != "input"
+        step = self.convs.scale(conv) if plain else None
+        if step is not None:
+            self._step("conv2d_int8", node.name, [*words, relu, *self.convs.words(conv, step)])
+            return
         scale, shift = node.attrs.get("prologue", (None, None))
-        mask = self._mask(node.inputs[0])
-        words = [x, self._new_image(node), residual, mask, int(node.attrs["relu"])]
-        words += [*self._conv(node.attrs["conv"]), self._floats(scale), self._floats(shift)]
+        words += [mask, relu, *self.convs.words(conv), self._floats(scale), self._floats(shift)]
         self._step("conv2d", node.name, words)
 
     def _mean_step(self, node: Node) -> None:
@@ -232,6 +231,8 @@ class _Emitter:
         return self.plan.buffer_of(self._part(self.concatenations, IMAGE, root))[0]
 
     def _dense_layer_step(self, node: Node) -> None:
+        if self.plan.dtype == torch.bfloat16:
+            raise FreezeError(f"freeze: {node.name} is a gated dense layer, which bfloat16 does not have")
         (source,) = node.inputs
         gate: GateWeights | None = node.attrs["gate"]
         bits, size = NONE, 1
@@ -246,7 +247,7 @@ class _Emitter:
         words = [x, self._new_image(node), mask, bits, size, out]
         words.append(self._new_vector(node) if self._wants_means(node) else NONE)
         words += map(self._floats, node.attrs["prologue"])
-        words += [word for conv in node.attrs["convs"] for word in self._conv(conv)]
+        words += [word for conv in node.attrs["convs"] for word in self.convs.words(conv)]
         self._step("dense_layer", node.name, words)
 
     def _is_last_use(self, node: Node, source: Node) -> bool:
@@ -266,13 +267,15 @@ class _Emitter:
         pooled = self._new_vector(node) if self._wants_means(node) else NONE
         known = self.vectors.get(source, NONE) if keep != NONE and pooled != NONE else NONE
         convs: list[Conv] = node.attrs["convs"]
+        scales = self.convs.block_scales(convs, shortcut)
         words = [x, self.images[node], keep, known, pooled, len(convs)]
         for i, conv in enumerate(convs):
             if i + 1 < len(convs):
                 words += [masks[i] if masks else NONE, 1 if gate is None else gate.group_size]
-            words += self._conv(conv)
-        words += [0] if shortcut is None else [1, *self._conv(shortcut)]
-        self._step("block", node.name, words)
+            words += self.convs.words(conv, None if scales is None else scales[i])
+        first = None if scales is None else scales[0]
+        words += [0] if shortcut is None else [1, *self.convs.words(shortcut, first)]
+        self._step("block" if scales is None else "block_int8", node.name, words)
 
     def _gate_step(self, name: str, source: Node, gate: GateWeights) -> tuple[int, list[int]]:
         """The layer bit and the masks of a block."""

@@ -22,7 +22,7 @@ def fuse(network: Network, dtype: torch.dtype) -> Network:
     for rewrite in (_vectors, _batch_norms, _additions, _relus):
         rewrite(network)
         _sort(network)
-    if dtype == torch.float32:
+    if dtype != torch.bfloat16:
         _prologues(network)
         _sort(network)
         _dense_layers(network)
@@ -72,7 +72,7 @@ def _vectors(network: Network) -> None:
         elif node.op == "linear" and node.inputs[0].op == "flatten":
             (image,) = node.inputs[0].inputs
             weight = node.attrs["weight"].unflatten(1, image.shape)
-            conv = Conv(weight, node.attrs["bias"], (1, 1), (0, 0), (1, 1), 1)
+            conv = Conv(weight, node.attrs["bias"], (1, 1), (0, 0), (1, 1), 1, node.name)
             shape = (weight.shape[0], 1, 1)
             whole = Node("conv", node.name, [image], shape, {"conv": conv, "relu": False})
             node.op, node.inputs, node.attrs = "mean", [whole], {}

@@ -51,6 +51,7 @@ class Conv:
         bias: float32[Co], or None.
         stride, padding, dilation: (vertical, horizontal).
         groups: of channels.
+        name: path of the module that it came from.
     """
 
     weight: Tensor
@@ -59,6 +60,7 @@ class Conv:
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
+    name: str
 
 
 @dataclass(frozen=True)

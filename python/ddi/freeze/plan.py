@@ -29,6 +29,8 @@ CODES = {
     "activation": 8,
     "copy": 9,
     "open_all": 10,
+    "conv2d_int8": 11,
+    "block_int8": 12,
 }
 
 
@@ -45,7 +47,7 @@ class PlanWriter:
     """Collects the tables of a plan; `to_bytes` puts them together.
 
     Args:
-        dtype: of the activations.
+        dtype: of the convolutions.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:

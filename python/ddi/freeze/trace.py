@@ -19,7 +19,7 @@ from .aten import TRANSLATIONS, Source
 from .ir import FreezeError, Network, Node
 from .sites import site_node
 
-__all__ = ["trace"]
+__all__ = ["AllExits", "trace"]
 
 
 @torch.library.custom_op("frozen::site", mutates_args=())
@@ -43,7 +43,7 @@ class _Site(nn.Module):
         return _site(x, self.index, list(self.block(x).shape[1:]))
 
 
-class _AllExits(nn.Module):
+class AllExits(nn.Module):
     """The logits of every exit of a model."""
 
     def __init__(self, model: Any) -> None:
@@ -73,7 +73,7 @@ def _ungated(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 def _export(plain: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
-        program = torch.export.export(_AllExits(plain), (example,))
+        program = torch.export.export(AllExits(plain), (example,))
     except Exception as error:
         raise FreezeError(f"freeze: torch.export cannot trace {type(plain).__name__}: {error}") from error
     program.graph.eliminate_dead_code()
