@@ -79,12 +79,15 @@ check-gpu:
 
 # The engine alone, for C and the shell: no Python, no torch. CXX=aarch64-linux-gnu-g++ cross-compiles.
 ENGINE_DIR := build/engine/$(notdir $(CXX))
-ENGINE_FLAGS := -O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -Icsrc/cpu
+ENGINE_FLAGS := -O2 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -Icsrc/cpu
 ENGINE_FLAGS += -ffunction-sections -fdata-sections
 ENGINE_MAP := csrc/engine/libddi.map
 ENGINE_CLI := csrc/engine/ddi_run.cpp csrc/engine/npy.cpp
 ENGINE_LIB := $(filter-out $(ENGINE_CLI),$(wildcard csrc/cpu/*.cpp csrc/engine/*.cpp))
 ENGINE_OBJECTS := $(ENGINE_LIB:csrc/%.cpp=$(ENGINE_DIR)/%.o)
+
+# Drivers throw nothing; without the tables for it the library is smaller.
+$(ENGINE_DIR)/cpu/%.o: ENGINE_FLAGS += -fno-exceptions -fno-asynchronous-unwind-tables
 
 engine: $(ENGINE_DIR)/libddi.so $(ENGINE_DIR)/ddi_run
 

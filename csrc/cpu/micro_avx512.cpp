@@ -16,6 +16,7 @@ namespace ddi {
 namespace {
 
 struct MultiplyFloats {
+  static constexpr int kMaxStrips = 4;
   using Type = float;
   using Sum = __m512;
   using Weights = __m512;

@@ -17,6 +17,8 @@ namespace ddi {
 namespace {
 
 struct MultiplyPairs {
+  // For processors between two generations: no strips.
+  static constexpr int kMaxStrips = 1;
   struct Pair {
     __m512 first, second;
   };
@@ -69,7 +71,8 @@ constexpr Micro<bf16> table(int of_one, int of_two, int of_three, int max_strips
 
 }  // namespace
 
-const Micro<bf16> kAvx512Bf16 = table(16, 12, 7, 4, conv_tile<MultiplyPairs>);
+const Micro<bf16> kAvx512Bf16 =
+    table(16, 12, 7, MultiplyPairs::kMaxStrips, conv_tile<MultiplyPairs>);
 const Micro<bf16> kAvx512DotBf16 = table(16, 14, 9, 4, conv_tile_dot_bf16);
 const Micro<bf16> kAvx512AmxBf16 = table(32, 32, 0, 1, conv_tile_amx_bf16);
 

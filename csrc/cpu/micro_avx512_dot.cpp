@@ -15,6 +15,7 @@ namespace ddi {
 namespace {
 
 struct DotPairs {
+  static constexpr int kMaxStrips = 4;
   using Type = bf16;
   using Sum = __m512;
   using Weights = __m512i;

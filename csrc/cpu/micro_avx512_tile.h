@@ -4,6 +4,7 @@
 //
 // An Op has
 //   Type                      of x
+//   kMaxStrips                4, or 1: each number of strips is code of its own
 //   Sum, Weights, Inputs      registers of kLanes sums, of a panel row, of a repeated cell
 //   start(tile, panel)        what a sum begins with
 //   weights(row), inputs(cells)
@@ -112,30 +113,36 @@ void conv_tile_of(const ConvTile<typename Op::Type>& t) {
 template <class Op>
 using TileFn = void (*)(const ConvTile<typename Op::Type>&);
 
+template <class Op, int P, int V, int S, Walk W>
+constexpr TileFn<Op> kTile = conv_tile_of<Op, P, V, S, W>;
+
+// Tiles of one panel have no time to fetch ahead.
+template <class Op, int P, int S>
+constexpr TileFn<Op> kTile<Op, P, 1, S, kAhead> = nullptr;
+
 // 16 x 1, 14 x 2 and 9 x 3 leave room for the weight rows and one broadcast among 32 registers.
 template <class Op, int S, Walk W>
 constexpr TileFn<Op> kTiles[kMaxPanels + 1][17] = {
     {},
-    {nullptr, conv_tile_of<Op, 1, 1, S, W>, conv_tile_of<Op, 2, 1, S, W>,
-     conv_tile_of<Op, 3, 1, S, W>, conv_tile_of<Op, 4, 1, S, W>, conv_tile_of<Op, 5, 1, S, W>,
-     conv_tile_of<Op, 6, 1, S, W>, conv_tile_of<Op, 7, 1, S, W>, conv_tile_of<Op, 8, 1, S, W>,
-     conv_tile_of<Op, 9, 1, S, W>, conv_tile_of<Op, 10, 1, S, W>, conv_tile_of<Op, 11, 1, S, W>,
-     conv_tile_of<Op, 12, 1, S, W>, conv_tile_of<Op, 13, 1, S, W>, conv_tile_of<Op, 14, 1, S, W>,
-     conv_tile_of<Op, 15, 1, S, W>, conv_tile_of<Op, 16, 1, S, W>},
-    {nullptr, conv_tile_of<Op, 1, 2, S, W>, conv_tile_of<Op, 2, 2, S, W>,
-     conv_tile_of<Op, 3, 2, S, W>, conv_tile_of<Op, 4, 2, S, W>, conv_tile_of<Op, 5, 2, S, W>,
-     conv_tile_of<Op, 6, 2, S, W>, conv_tile_of<Op, 7, 2, S, W>, conv_tile_of<Op, 8, 2, S, W>,
-     conv_tile_of<Op, 9, 2, S, W>, conv_tile_of<Op, 10, 2, S, W>, conv_tile_of<Op, 11, 2, S, W>,
-     conv_tile_of<Op, 12, 2, S, W>, conv_tile_of<Op, 13, 2, S, W>, conv_tile_of<Op, 14, 2, S, W>},
-    {nullptr, conv_tile_of<Op, 1, 3, S, W>, conv_tile_of<Op, 2, 3, S, W>,
-     conv_tile_of<Op, 3, 3, S, W>, conv_tile_of<Op, 4, 3, S, W>, conv_tile_of<Op, 5, 3, S, W>,
-     conv_tile_of<Op, 6, 3, S, W>, conv_tile_of<Op, 7, 3, S, W>, conv_tile_of<Op, 8, 3, S, W>,
-     conv_tile_of<Op, 9, 3, S, W>}};
+    {nullptr, kTile<Op, 1, 1, S, W>, kTile<Op, 2, 1, S, W>, kTile<Op, 3, 1, S, W>,
+     kTile<Op, 4, 1, S, W>, kTile<Op, 5, 1, S, W>, kTile<Op, 6, 1, S, W>, kTile<Op, 7, 1, S, W>,
+     kTile<Op, 8, 1, S, W>, kTile<Op, 9, 1, S, W>, kTile<Op, 10, 1, S, W>, kTile<Op, 11, 1, S, W>,
+     kTile<Op, 12, 1, S, W>, kTile<Op, 13, 1, S, W>, kTile<Op, 14, 1, S, W>, kTile<Op, 15, 1, S, W>,
+     kTile<Op, 16, 1, S, W>},
+    {nullptr, kTile<Op, 1, 2, S, W>, kTile<Op, 2, 2, S, W>, kTile<Op, 3, 2, S, W>,
+     kTile<Op, 4, 2, S, W>, kTile<Op, 5, 2, S, W>, kTile<Op, 6, 2, S, W>, kTile<Op, 7, 2, S, W>,
+     kTile<Op, 8, 2, S, W>, kTile<Op, 9, 2, S, W>, kTile<Op, 10, 2, S, W>, kTile<Op, 11, 2, S, W>,
+     kTile<Op, 12, 2, S, W>, kTile<Op, 13, 2, S, W>, kTile<Op, 14, 2, S, W>},
+    {nullptr, kTile<Op, 1, 3, S, W>, kTile<Op, 2, 3, S, W>, kTile<Op, 3, 3, S, W>,
+     kTile<Op, 4, 3, S, W>, kTile<Op, 5, 3, S, W>, kTile<Op, 6, 3, S, W>, kTile<Op, 7, 3, S, W>,
+     kTile<Op, 8, 3, S, W>, kTile<Op, 9, 3, S, W>}};
 
 template <class Op>
 void conv_tile(const ConvTile<typename Op::Type>& t, int pixels, int panels, int strips) {
-  if (strips == 2) return kTiles<Op, 2, kPlain>[panels][pixels](t);
-  if (strips == 4) return kTiles<Op, 4, kPlain>[panels][pixels](t);
+  if constexpr (Op::kMaxStrips > 1) {
+    if (strips == 2) return kTiles<Op, 2, kPlain>[panels][pixels](t);
+    if (strips == 4) return kTiles<Op, 4, kPlain>[panels][pixels](t);
+  }
   if constexpr (Types<typename Op::Type>::kPack == 1) {  // else weights are compressed instead
     if (t.row != nullptr) return kTiles<Op, 1, kListed>[panels][pixels](t);
     if (t.ahead != nullptr && panels > 1) return kTiles<Op, 1, kAhead>[panels][pixels](t);

@@ -17,6 +17,7 @@ namespace ddi {
 namespace {
 
 struct DotBytes {
+  static constexpr int kMaxStrips = 4;
   // Not __m512i, a vector of 64-bit numbers: GCC 12 would send sums through memory to convert them.
   typedef int32_t Sum __attribute__((vector_size(64)));
   using Type = int8_t;
