@@ -91,9 +91,12 @@ $(ENGINE_DIR)/cpu/%.o: ENGINE_FLAGS += -fno-exceptions -fno-asynchronous-unwind-
 
 engine: $(ENGINE_DIR)/libddi.so $(ENGINE_DIR)/ddi_run
 
-$(ENGINE_DIR)/%.o: csrc/%.cpp $(wildcard csrc/cpu/*.h csrc/engine/*.h)
+$(ENGINE_DIR)/%.o: csrc/%.cpp $(wildcard csrc/cpu/*.h)
 	@mkdir -p $(@D)
 	$(CXX) $(ENGINE_FLAGS) $(CXXFLAGS) -c $< -o $@
+
+$(filter $(ENGINE_DIR)/engine/%,$(ENGINE_OBJECTS)): $(wildcard csrc/engine/*.h)
+$(ENGINE_CLI:csrc/%.cpp=$(ENGINE_DIR)/%.o): $(wildcard csrc/engine/*.h)
 
 $(ENGINE_DIR)/libddi.so: $(ENGINE_OBJECTS) $(ENGINE_MAP)
 	$(CXX) -shared -s -Wl,--gc-sections -Wl,-soname,libddi.so -Wl,--version-script=$(ENGINE_MAP) $(LDFLAGS) \
@@ -120,7 +123,9 @@ fuzz: build/fuzz/fuzz_plan
 	build/fuzz/fuzz_plan -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=20 -malloc_limit_mb=512 \
 	  -print_final_stats=1 -artifact_prefix=build/fuzz/ build/fuzz/corpus tests/engine/corpus
 
-build/fuzz/%.o: csrc/%.cpp $(FUZZ_IGNORE) $(wildcard csrc/cpu/*.h csrc/engine/*.h)
+$(filter build/fuzz/engine/%,$(FUZZ_OBJECTS)): $(wildcard csrc/engine/*.h)
+
+build/fuzz/%.o: csrc/%.cpp $(FUZZ_IGNORE) $(wildcard csrc/cpu/*.h)
 	@mkdir -p $(@D)
 	clang++ $(FUZZ_FLAGS) $(if $(findstring /micro_,$<),$(MICRO_CHECKS),$(FUZZ_CHECKS)) -c $< -o $@
 

@@ -25,7 +25,7 @@ Steps Network::read_steps(Words& words) {
     const auto code = static_cast<OpCode>(words.integer(0, INT32_MAX, "kind of step"));
     const std::string& name = words.name();
     const int64_t length = words.integer(0, words.left(), "length of step");
-    Words part = words.part(length, "step " + std::to_string(i) + " (" + name.substr(0, 80) + ") ");
+    Words part = words.part(length, "step " + std::to_string(i) + " (" + printable(name) + ") ");
     steps.push_back(read_op(code, part));
     steps.back()->name = name;
   }

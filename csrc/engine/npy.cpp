@@ -33,6 +33,8 @@ std::string field(const std::string& path, const std::string& header, const char
 Array read_npy(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) fail(path, "cannot be opened");
+  file.peek();
+  if (file.bad()) fail(path, "cannot be read");  // a directory, which can be opened
   const std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   const auto byte = [&](size_t i) { return static_cast<uint32_t>(static_cast<uint8_t>(bytes[i])); };
   if (bytes.size() < 12 || bytes.compare(0, 6, "\x93NUMPY") != 0) fail(path, "is no .npy file");

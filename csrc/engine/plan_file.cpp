@@ -38,8 +38,9 @@ uint32_t crc32(const uint8_t* data, size_t bytes) {
     }
     return t;
   }();
+  const uint32_t* const row = table.data();
   uint32_t crc = 0xffffffffu;
-  for (size_t i = 0; i < bytes; ++i) crc = table[(crc ^ data[i]) & 0xffu] ^ (crc >> 8);
+  for (size_t i = 0; i < bytes; ++i) crc = row[(crc ^ data[i]) & 0xffu] ^ (crc >> 8);
   return crc ^ 0xffffffffu;
 }
 
@@ -174,6 +175,12 @@ PlanFile::PlanFile(std::vector<uint8_t> bytes) : bytes_(std::move(bytes)) {
 
 Words PlanFile::graph_words(const Graph& graph) const {
   return {bytes_.data() + kHeaderBytes, words_, graph, "the graph "};
+}
+
+std::string printable(const std::string& name) {
+  std::string text = name.substr(0, 80);
+  std::replace_if(text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+  return text;
 }
 
 std::vector<uint8_t> read_file(const std::string& path) {

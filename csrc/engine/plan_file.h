@@ -129,6 +129,9 @@ class PlanFile {
   int64_t words_, blob_offset_, blob_bytes_;
 };
 
+// The start of a name for a message: a file may hold any bytes, those who read messages take text.
+std::string printable(const std::string& name);
+
 std::vector<uint8_t> read_file(const std::string& path);
 
 // Buffers, values, constants and names; leaves `words` at the first step.

@@ -111,7 +111,7 @@ int64_t Session::most_workspace() const {
       // The size for fewer samples may be larger: they are cut into smaller pieces.
       for (const int64_t n : {int64_t{1}, std::min(threads_, max_batch_), max_batch_}) {
         const int64_t bytes = op->workspace_bytes(n, threads_);
-        if (bytes < 0) refuse("step " + op->name + " is out of any machine's reach");
+        if (bytes < 0) refuse("step " + printable(op->name) + " is out of any machine's reach");
         most = std::max(most, bytes);
       }
     }

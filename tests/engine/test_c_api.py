@@ -70,9 +70,7 @@ def test_budgets(c_program: Path, images: np.ndarray, tmp_path: Path) -> None:
     frozen = engine.load(EXITS, max_batch=IMAGES)
     for exit, macs in enumerate(frozen.exit_worst_macs):
         out = tmp_path / "logits"
-        printed = call(
-            c_program, "run", EXITS, tmp_path / "nchw", str(IMAGES), "nchw", "1", str(macs), out
-        )
+        printed = call(c_program, "run", EXITS, tmp_path / "nchw", str(IMAGES), "nchw", "1", str(macs), out)
         assert printed.split()[1] == str(exit)
         expected = frozen(images, max_macs=macs)
         assert np.array_equal(np.fromfile(out, np.float32).reshape(IMAGES, CLASSES), expected)

@@ -49,7 +49,9 @@ def test_no_intrinsics_in_the_engine() -> None:
 def test_the_engine_calls_drivers_not_kernels(engine_build: Build) -> None:
     called = set()
     for source in ENGINE_SOURCES:
-        listing = run(need("nm"), "-C", "--undefined-only", engine_build.folder / "engine" / f"{source.stem}.o")
+        listing = run(
+            need("nm"), "-C", "--undefined-only", engine_build.folder / "engine" / f"{source.stem}.o"
+        )
         called |= set(re.findall(r"\bU .*?(ddi::(?!engine::)[\w:]+)", listing.stdout))
     assert {"ddi::gated_conv2d", "ddi::gated_block", "ddi::gate_plan", "ddi::pool2d"} <= called
     assert [name for name in called if re.search(r"micro|tile|::k[A-Z]", name)] == []
@@ -86,6 +88,8 @@ def test_it_exports_what_the_header_declares(engine_build: Build) -> None:
 def test_it_needs_the_system_only(engine_build: Build) -> None:
     for path in (engine_build.library, engine_build.program):
         needed = re.findall(r"\(NEEDED\).*\[(.*)\]", run(need("readelf"), "-d", path).stdout)
-        allowed = re.compile(r"(libddi\.so|(libstdc\+\+|libm|libgcc_s|libc|libpthread|ld-linux-.*)\.so\.\d+)$")
+        allowed = re.compile(
+            r"(libddi\.so|(libstdc\+\+|libm|libgcc_s|libc|libpthread|ld-linux-.*)\.so\.\d+)$"
+        )
         assert "libc.so.6" in needed
         assert [name for name in needed if not allowed.match(name)] == []

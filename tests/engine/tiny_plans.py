@@ -36,7 +36,7 @@ class Mixed(nn.Module):
         self.grouped = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False)
         self.depthwise = nn.Conv2d(6, 6, 3, padding=kinds, dilation=kinds, groups=6 if kinds == 1 else 2)
         self.squeeze, self.excite = nn.Conv2d(6, 2, 1), nn.Conv2d(2, 6, 1)
-        self.fc = nn.Linear(12, CLASSES)
+        self.fc = nn.Linear(18, CLASSES)
         self.kinds = kinds
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Mixed(nn.Module):
         scale = torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
         x = x * scale
         pooled = F.avg_pool2d(x, 3, 1, 1, count_include_pad=self.kinds == 1)
-        x = torch.cat((pooled, F.max_pool2d(x, 3, 1, 1)), 1)
+        x = torch.cat((pooled, F.max_pool2d(x, 3, 1, 1), pooled), 1)
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
