@@ -2,9 +2,7 @@
 // a skipped one is copied, and the means of y are taken or passed on.
 #pragma once
 
-#include <algorithm>
-
-#include "pool_sample.h"
+#include "micro.h"
 
 namespace ddi {
 
@@ -19,17 +17,7 @@ struct BlockResult {
   const Acc* x_pooled;  // [n][channels] means of x, or nullptr
   Acc* pooled;          // the same of y, or nullptr
 
-  void finish(int64_t sample, bool kept) const {
-    const int64_t numel = channels * pixels;
-    if (!kept && x != y) std::copy_n(x + sample * numel, numel, y + sample * numel);
-    if (pooled == nullptr) return;
-    if (!kept && x_pooled != nullptr) {
-      std::copy_n(x_pooled + sample * channels, channels, pooled + sample * channels);
-    } else {
-      pool_sample(y + sample * numel, channels_last, channels_last ? channels : pixels, channels,
-                  pixels, pooled + sample * channels);
-    }
-  }
+  void finish(int64_t sample, bool kept) const;
 };
 
 }  // namespace ddi

@@ -95,9 +95,8 @@ ConvWeights<T>::ConvWeights(Words& words, int64_t ci, int64_t h, int64_t w)
   if constexpr (Types<T>::kInteger) {
     if (shape.groups != 1) words.fail("int8 has no grouped convolution");
     if (shape.ci * taps > kMostProducts) words.fail("sums of int8 products could overflow");
-    factor = read_scales(words, shape.co, "scale of the weights");
+    factor = read_scales(words, shape.co, "factor of the sums");
     x_scale = read_scales(words, 1, "scale of the input")[0];
-    for (float& f : factor) f *= x_scale;
   }
   const bool narrow = shape.kh == 3 && shape.kw == 3 && shape.groups == 1;
   const bool unit =

@@ -48,7 +48,8 @@ class ConvWords:
         if scale is not None:
             weight, weight_scale = quantize_weight(conv.weight)
             words += [self._plan.constant(weight), self.floats(conv.bias)]
-            return [*words, self.floats(weight_scale), self.floats(torch.tensor([scale]))]
+            x_scale = torch.tensor([scale])
+            return [*words, self.floats(weight_scale * x_scale), self.floats(x_scale)]
         if self._plan.dtype == torch.bfloat16 and conv.groups > 1:
             raise FreezeError(f"freeze: {conv.name} has groups, which the engine does not run in bfloat16")
         dtype = torch.float32 if self._plan.dtype == torch.int8 else self._plan.dtype
