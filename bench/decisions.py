@@ -6,7 +6,7 @@ training can be measured at any share of open layers and channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -41,7 +41,7 @@ def draw_decisions(
     return torch.cat(parts, dim=1).to(torch.uint8)
 
 
-def mean_macs(engine: Engine, images: Tensor, decisions: Tensor) -> float:
+def mean_macs(engine: Engine, images: Sequence[Tensor], decisions: Tensor) -> float:
     """Of a sample, over single images [1, C, H, W] in rotation, one for each row of decisions."""
     total = 0
     for i, row in enumerate(decisions.split(1)):

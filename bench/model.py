@@ -2,7 +2,8 @@
 
 Dense opponents are onnxruntime, OpenVINO and torch.compile with frozen weights. Ours are the plain network,
 and the gated one with layers and channels closed alike or channels alone, at one ratio of multiply-adds, its
-bits drawn anew for every call of a pool of 256; gate networks run in full.
+bits drawn anew for every call of a pool of 256; gate networks run in full. The shipped ResNet-38 takes its
+own decisions on real images instead.
 """
 
 from __future__ import annotations
@@ -19,78 +20,19 @@ import torch.nn as nn
 from torch import Tensor
 from tqdm import tqdm
 
-import ddi
 from ddi.ort import export_onnx
 from ddi.timing import num_threads
 from ddi.turns import Measured, Provider, time_in_turns
 from ddi_kernels import engine
 
 from .decisions import draw_decisions, find_keep, forced, mean_macs
+from .networks import DTYPES, NETWORKS, POOL, SHIPPED, Case, make_case
 from .opponents import bind_onnxruntime, bind_openvino
 from .rows import write_rows
 
-POOL = 256
-INPUTS = 16  # batches of images that calls walk through
 SEARCH = 24  # decisions that the share of open gates is searched with
 ROUNDS = 5
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Network:
-    """A backbone of the suite: its name, the side of its images and its gates."""
-
-    name: str
-    size: int
-    gates: Any
-
-
-NETWORKS = [
-    Network("cifar_resnet38", 32, ddi.DDIConfig(group_size=8)),
-    Network("cifar_resnet110", 32, ddi.DDIConfig(group_size=8)),
-    Network("resnet18", 224, ddi.DDIConfig(group_size=16)),
-    Network("resnet50", 224, ddi.DDIConfig(group_size=16)),
-    Network("densenet_bc100", 32, ddi.DenseDDIConfig(group_size=4)),
-    Network("densenet121", 224, ddi.DenseDDIConfig(group_size=4)),
-]
-
-
-def seeded(model: Any) -> Any:
-    """The model in eval mode, with batch norms that keep activations at their size."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.normal_(module.running_mean, 0, 0.1)
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return model.eval()
-
-
-@dataclass
-class Case:
-    """A network at a batch size: its images, and the times of the dense runtimes with ours."""
-
-    network: Network
-    batch: int
-    threads: int
-    dtype: str
-    images: list[Tensor]
-    gated: Any
-    plain: Any
-
-    def freeze(self, model: Any, path: Path) -> engine.Engine:
-        ddi.freeze(model, self.images[0][:1], path, DTYPES[self.dtype])
-        return engine.load(path, self.batch, self.threads)
-
-
-def make_case(network: Network, batch: int, threads: int, dtype: str) -> Case:
-    gated = seeded(ddi.create_model(network.name, gates=network.gates))
-    plain = seeded(ddi.create_model(network.name))
-    state = {key: value for key, value in gated.state_dict().items() if not key.startswith("ddi_gates.")}
-    plain.load_state_dict(state)
-    images = [torch.randn(batch, 3, network.size, network.size) for _ in range(INPUTS)]
-    return Case(network, batch, threads, dtype, images, gated, plain)
 
 
 def _compiled(model: nn.Module, images: list[Tensor]) -> Provider:
@@ -172,7 +114,7 @@ def gated_calls(case: Case, frozen: engine.Engine, target: float, layers: bool) 
 
     keep = find_keep(ratio, target)
     bits = decisions(keep, POOL * case.batch).split(case.batch)
-    calls = [partial(frozen, case.images[i % INPUTS], decisions=row) for i, row in enumerate(bits)]
+    calls = [partial(frozen, case.images[i % len(case.images)], decisions=row) for i, row in enumerate(bits)]
     macs: list[int] = []
     for call in calls:
         macs += call(report=True)[1].macs
@@ -181,6 +123,25 @@ def gated_calls(case: Case, frozen: engine.Engine, target: float, layers: bool) 
     provider = Provider(calls, least_calls=POOL)
     mac_ratio = frozen.dense_macs * len(macs) / sum(macs)
     return Ours(provider, keep if layers else 1.0, keep, mac_ratio, error)
+
+
+def own_calls(case: Case, frozen: engine.Engine) -> Ours:
+    """The gated network at what its gates decide."""
+    reports = [frozen(x, report=True)[1] for x in case.images]
+    macs = sum(sum(report.macs) for report in reports)
+    bits, at = torch.cat([report.decisions for report in reports]).float(), 0
+    layers, channels = [], []
+    for gate in frozen.gates:
+        keep = bits[:, at] if gate["keep"] else torch.ones(len(bits))
+        at += int(gate["keep"])
+        masks = bits[:, at : at + sum(gate["groups"])]
+        at += masks.shape[1]
+        layers += [keep] if gate["keep"] else []
+        channels.append(masks[keep > 0].flatten())
+    error = check("engine, gated", case, frozen(case.images[0]), case.gated(case.images[0]))
+    provider = Provider([partial(frozen, x) for x in case.images], least_calls=len(case.images))
+    shares = torch.cat(layers).mean().item(), torch.cat(channels).mean().item()
+    return Ours(provider, *shares, frozen.dense_macs * len(bits) / macs, error)
 
 
 def row(
@@ -219,11 +180,12 @@ def measure(case: Case, target: float, compiled: bool) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         plain = case.freeze(case.plain, Path(folder) / "plain.ddi")
         gated = case.freeze(case.gated, Path(folder) / "gated.ddi")
-    ours = {
-        "dense": plain_calls(case, plain),
-        "layers and channels": gated_calls(case, gated, target, True),
-        "channels": gated_calls(case, gated, target, False),
-    }
+    ours = {"dense": plain_calls(case, plain)}
+    if case.network.name == SHIPPED:
+        ours["trained decisions"] = own_calls(case, gated)
+    else:
+        ours["layers and channels"] = gated_calls(case, gated, target, True)
+        ours["channels"] = gated_calls(case, gated, target, False)
     everyone = {**dense, **{name: one.provider for name, one in ours.items()}}
     timed = time_in_turns(everyone, rounds=ROUNDS)
     rows = [row(case, name, one, timed, dense) for name, one in ours.items()]
