@@ -61,7 +61,8 @@ def dense_providers(case: Case, compiled: bool) -> tuple[dict[str, Provider], di
     }
     if compiled:
         builders["compile"] = lambda: _compiled(case.plain, case.images)
-    providers, missing = {}, {}
+    providers = {}
+    missing = {} if compiled else {"compile": "left out on request"}
     for name, build in builders.items():
         try:
             providers[name] = build()
@@ -120,7 +121,7 @@ def gated_calls(case: Case, frozen: engine.Engine, target: float, layers: bool) 
         macs += call(report=True)[1].macs
     with forced(case.gated, bits[0]):
         error = check("engine, gated", case, calls[0](), case.gated(case.images[0]))
-    provider = Provider(calls, least_calls=POOL)
+    provider = Provider(calls, least_calls=POOL // case.batch)
     mac_ratio = frozen.dense_macs * len(macs) / sum(macs)
     return Ours(provider, keep if layers else 1.0, keep, mac_ratio, error)
 
