@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_plans import CORPUS, PLANS, SIZE, tiny_plan
+from frozen_models import freeze
+from tiny_plans import CORPUS, PLANS, SIZE, tiny_model, tiny_plan
+from tolerances import assert_close
 
 import ddi
 from ddi.checkpoint import write_atomic
@@ -96,6 +98,13 @@ def test_the_corpus_has_every_kind_of_step() -> None:
             codes.add(code)
             words = words[3 + length :]
     assert codes == set(range(1, 11))
+
+
+@pytest.mark.parametrize("name", [name for name, (_, dtype) in PLANS.items() if dtype == torch.float32])
+@torch.no_grad()
+def test_tiny_networks_compute_what_their_models_do(name: str, tmp_path: Path) -> None:
+    model, x = tiny_model(name), torch.randn(2, 3, SIZE, SIZE)
+    assert_close(freeze(model, SIZE, tmp_path)(x), model(x))
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("*.ddi")), ids=lambda path: path.stem)

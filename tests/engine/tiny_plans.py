@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -20,7 +21,7 @@ import ddi
 from ddi.backbones.densenet import DenseNet
 from ddi.backbones.resnet import BasicBlock, Bottleneck, ResNet
 
-__all__ = ["CORPUS", "PLANS", "tiny_plan"]
+__all__ = ["CORPUS", "PLANS", "SIZE", "tiny_model", "tiny_plan"]
 
 CORPUS = Path(__file__).parent / "corpus"
 SIZE = 8  # of the images
@@ -95,11 +96,15 @@ PLANS: dict[str, tuple[Callable[[], nn.Module], torch.dtype]] = {
 }
 
 
+def tiny_model(name: str) -> Any:
+    """What one of PLANS is made of."""
+    torch.manual_seed(0)
+    return seeded(PLANS[name][0]())
+
+
 def tiny_plan(name: str) -> bytes:
     """The bytes of one of PLANS."""
-    build, dtype = PLANS[name]
-    torch.manual_seed(0)
-    model = seeded(build())
+    model, dtype = tiny_model(name), PLANS[name][1]
     with tempfile.TemporaryDirectory() as folder:
         ddi.freeze(model, torch.zeros(1, 3, SIZE, SIZE), Path(folder) / "net.ddi", dtype=dtype)
         return (Path(folder) / "net.ddi").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -114,14 +115,12 @@ class _Emitter:
     def _vector(self, node: Node) -> int:
         """A vector, or the means of an image, computed now unless its producer has done so."""
         if node not in self.vectors:
-            parts = node.inputs if node.op == "cat" else []
-            if parts and all(self.places.of(part)[0] is self.places.of(node)[0] for part in parts):
-                for part in parts:
+            if node.op == "cat" and all(in_place for _, _, in_place in self._cat_parts(node)):
+                for part in node.inputs:
                     self._vector(part)
                 return self._new_vector(node)
-            self._step(
-                "mean", f"{node.name}.mean", [self.images[node], self._new_vector(node), self._mask(node)]
-            )
+            words = [self.images[node], self._new_vector(node), self._mask(node)]
+            self._step("mean", f"{node.name}.mean", words)
         return self.vectors[node]
 
     def _mask(self, node: Node) -> int:
@@ -219,13 +218,19 @@ class _Emitter:
         return self.images[node]
 
     def _cat_step(self, node: Node) -> None:
-        root, first = self.places.of(node)
-        for part in node.inputs:
-            if self.places.of(part) != (root, first):
+        root, _ = self.places.of(node)
+        for part, first, in_place in self._cat_parts(node):
+            if not in_place:
                 y = self.plan.value(self._buffer(root), first, part.shape[0])
                 self._step("copy", f"{node.name}.copy", [self._open_image(part), y])
-            first += part.shape[0]
         self._new_image(node)
+
+    def _cat_parts(self, node: Node) -> Iterator[tuple[Node, int, bool]]:
+        """What a concatenation joins, with its first channel there, and whether its producer writes it there."""
+        root, first = self.places.of(node)
+        for part in node.inputs:
+            yield part, first, self.places.of(part) == (root, first)
+            first += part.shape[0]
 
     def _buffer(self, root: Node) -> int:
         return self.plan.buffer_of(self._part(self.concatenations, IMAGE, root))[0]
