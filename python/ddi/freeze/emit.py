@@ -226,7 +226,7 @@ class _Emitter:
         self._new_image(node)
 
     def _cat_parts(self, node: Node) -> Iterator[tuple[Node, int, bool]]:
-        """What a concatenation joins, with its first channel there, and whether its producer writes it there."""
+        """What a concatenation joins, its first channel there, and whether its producer writes it there."""
         root, first = self.places.of(node)
         for part in node.inputs:
             yield part, first, self.places.of(part) == (root, first)
