@@ -19,7 +19,7 @@ test: .venv/built
 test-all: .venv/built
 	$(PYTEST)
 
-# -Wno-pass-failed: clang says where it unrolls no loop that has as many turns as it likes.
+#: clang says where it unrolls no loop that has as many turns as it likes.
 lint: .venv/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,7 +27,7 @@ lint: .venv/built
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 	for cxx in g++ clang++; do if command -v $$cxx >/dev/null; then \
 	  for f in csrc/cpu/*.cpp; do \
-	    $$cxx -std=c++17 -O1 -Wall -Wextra -Werror -Wno-pass-failed -c $$f -o /dev/null || exit 1; done; \
+	    $$cxx -std=c++17 -O1 -Wall -Wextra -Werror -c $$f -o /dev/null || exit 1; done; \
 	  else echo "lint: $$cxx is not installed, csrc/cpu not compiled with it"; fi; done
 
 format: .venv/built
@@ -116,7 +116,7 @@ FUZZ_CHECKS := -O2 -fsanitize=fuzzer,address,undefined
 FUZZ_CHECKS += -fsanitize-ignorelist=$(FUZZ_IGNORE) -fsanitize-coverage-ignorelist=$(FUZZ_IGNORE)
 # The micro-kernels have no decisions worth covering; their checks are calls, which compile in a tenth
 # of the time.
-MICRO_CHECKS := -O1 -fsanitize=address -mllvm -asan-instrumentation-with-call-threshold=0 -Wno-pass-failed
+MICRO_CHECKS := -O1 -fsanitize=address -mllvm -asan-instrumentation-with-call-threshold=0
 FUZZ_OBJECTS := $(ENGINE_LIB:csrc/%.cpp=build/fuzz/%.o)
 
 fuzz: build/fuzz/fuzz_plan

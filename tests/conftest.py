@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
+from native import ISAS, forced_isa, require_native
 
 import ddi_kernels
-from ddi_kernels import backends
-
-ON_ARM = platform.machine() in ("aarch64", "arm64", "armv7l")
-ISAS = ("scalar", "neon") if ON_ARM else ("scalar", "avx2", "avx512")
 
 
 @pytest.fixture(autouse=True)
@@ -29,27 +24,6 @@ def poisoned_memory() -> Iterator[None]:
     assert torch.empty(3).isnan().all(), "torch no longer fills uninitialized memory"
     yield
     torch.use_deterministic_algorithms(before, warn_only=before_warn)
-
-
-def require_native() -> None:
-    """Skips a test that needs the compiled library, saying why it is missing."""
-    ok, reason = backends.native_available()
-    if not ok:
-        pytest.skip(reason)
-
-
-@contextmanager
-def forced_isa(name: str) -> Iterator[None]:
-    """The compiled kernels of one instruction set; skips the test where the machine has it not."""
-    require_native()
-    try:
-        backends.native_library.set_cpu_isa(name)
-    except ValueError as missing:
-        pytest.skip(f"{name}: {missing}")
-    try:
-        yield
-    finally:
-        backends.native_library.set_cpu_isa(None)
 
 
 @pytest.fixture(params=ISAS)

@@ -111,12 +111,17 @@ void compress_words(const T* src, int64_t pixel_stride, int64_t pixels, const Ch
   const int64_t missing = last_pass ? dst_stride - set.open : 0;
   const int64_t ahead = kPrefetchPixels * pixel_stride;
   for (int64_t p = 0; p < pixels; ++p, src += pixel_stride, dst += dst_stride) {
-    DDI_UNROLL
-    for (int i = 0; i <= last; ++i) {
+    const auto move = [&](int i) {
       const T* s = src + w.channel[i];
       _mm_prefetch(reinterpret_cast<const char*>(s + ahead), _MM_HINT_T0);
       Mover<T>::move(s, i == last ? tail : whole, w.from[i], i == last ? end : whole,
                      dst + w.at[i]);
+    };
+    if constexpr (N > 0) {
+      DDI_UNROLL
+      for (int i = 0; i < N; ++i) move(i);
+    } else {
+      for (int i = 0; i <= last; ++i) move(i);
     }
     if (kPack > 1) __builtin_memcpy(dst + set.open, &Types<T>::kZero, missing * (4 / kPack));
   }

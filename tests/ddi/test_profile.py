@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from conftest import require_native
+from native import require_native
 
 from ddi.cli import main
 from ddi.profile import CASES, Case, ProfileConfig, _counts, _masks, measure_case, profile

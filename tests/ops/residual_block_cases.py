@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ISAS
 from gated_conv2d_cases import lay_out, make_mask, per_channel
+from native import ISAS
 from tolerances import TOLERANCES, assert_close
 from torch import Tensor
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import require_native
+from native import require_native
 
 import ddi_kernels
 from ddi_kernels import active_channels, backend, backends, collect_env, current_backend

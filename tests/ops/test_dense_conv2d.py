@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import require_native
 from gated_conv2d_cases import Case, build, case_id, pairwise, single_changes
 from latency_cases import ALIGNED, ROW, SHAPE, no_table_of_the_user, table_of  # noqa: F401
+from native import require_native
 from tolerances import assert_close
 
 from ddi_kernels import backend, gated_conv2d, prepack_conv2d

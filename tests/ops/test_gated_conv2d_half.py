@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ISAS, ON_ARM, forced_isa, require_native
 from gated_conv2d_cases import Case, build, case_id, pairwise, single_changes
+from native import ISAS, ON_ARM, forced_isa, require_native
 from tolerances import assert_close
 
 from ddi_kernels import backend, gated_conv2d, prepack_conv2d

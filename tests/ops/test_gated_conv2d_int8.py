@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ON_ARM, forced_isa
 from gated_conv2d_cases import Case, build, case_id, geometry, lay_out, pairwise, per_channel, single_changes
+from native import ON_ARM, forced_isa
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import require_native
 from gated_conv2d_cases import Case, build, direct_arguments
+from native import require_native
 from tolerances import assert_close
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import require_native
 from latency_cases import ALIGNED, FINE, ROW, SHAPE, no_table_of_the_user, table_of  # noqa: F401
+from native import require_native
 
 from ddi_kernels import tables
 from ddi_kernels.latency import Grid, LatencyTable
