@@ -6,7 +6,7 @@ implementations compute. `backend(...)` chooses among them.
 
 from __future__ import annotations
 
-from ddi_kernels import engine
+from ddi_kernels import engine as engine
 from ddi_kernels.active_channels import active_channels
 from ddi_kernels.backends import backend, current_backend
 from ddi_kernels.collect_env import collect_env
@@ -28,7 +28,6 @@ __all__ = [
     "backend",
     "collect_env",
     "current_backend",
-    "engine",
     "fold_bn",
     "gate_logits",
     "gate_plan",
