@@ -101,6 +101,26 @@ def test_stands_for_its_model(tmp_path: Path) -> None:
         frozen.train()
 
 
+class InPlace(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = torch.nn.functional.hardswish(y)
+        torch.nn.functional.relu(y, inplace=True)
+        return (z + y).mean((2, 3))
+
+
+def test_operations_in_place(tmp_path: Path) -> None:
+    model = InPlace().eval()
+    frozen = freeze(model, 9, tmp_path)
+    x = torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        assert_close(frozen(x), model(x))
+
+
 def test_many_threads_share_one_engine(tmp_path: Path) -> None:
     frozen = freeze(make("cifar_resnet20", GATES["both"]), 32, tmp_path)
     xs = [torch.randn(2, 3, 32, 32) for _ in range(4)]
