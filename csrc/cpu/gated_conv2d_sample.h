@@ -60,7 +60,7 @@ class SampleConv {
       if (!p.direct_in) copy_block(p, y0, y1, room);
       const BlockView<T> block_view = view(p, y0, y1, room);
       if (p.winograd == 0) {
-        run_tiles(p, block_view, next);
+        run_tiles(p, block_view, block == 0, next);
       } else if constexpr (kHasWinograd<T>) {
         for (int64_t k = 0; k < p.n_panels && !p.ready; ++k) planner_.ready_panel(p, k);
         WinogradBlock<T>(p, a_, block_view, room.winograd).run();
@@ -194,7 +194,7 @@ class SampleConv {
     return v;
   }
 
-  void run_tiles(const ConvPlan<T>& p, const BlockView<T>& v, Upcoming<T>& next) const {
+  void run_tiles(const ConvPlan<T>& p, const BlockView<T>& v, bool first, Upcoming<T>& next) const {
     ConvTile<T> tile = {};
     tile.pixel_stride = s_.stride_w * p.pixel_stride;
     tile.segment = p.segment;
@@ -219,17 +219,17 @@ class SampleConv {
       tile.bias = p.bias + panel * kLanes;
       tile.scale = a_.scale == nullptr ? nullptr : p.scale + panel * kLanes;
       tile.last_lanes = p.last_lanes(co_, panel + width - 1);
-      fetch_ahead(p, panel + width, ahead);
+      fetch_ahead(p, panel + width, first, ahead);
       run_panels(p, tile, width, v, ahead, next);
     }
   }
 
-  // What the tiles of the panels from `panel` on will read, unless all weights stay in L2 anyway.
-  void fetch_ahead(const ConvPlan<T>& p, int64_t panel, Ahead<T>& ahead) const {
+  // What the tiles of the panels from `panel` on will read, unless all weights have come into L2
+  // with the first block and stay there.
+  void fetch_ahead(const ConvPlan<T>& p, int64_t panel, bool first, Ahead<T>& ahead) const {
     ahead.clear();
-    if (Types<T>::kPack > 1 || panel >= p.n_panels || p.n_panels * panel_bytes(p) <= kAheadBytes ||
-        (p.ready && p.compress))
-      return;
+    const bool stay = !first && p.n_panels * panel_bytes(p) <= kAheadBytes;
+    if (Types<T>::kPack > 1 || panel >= p.n_panels || stay || (p.ready && p.compress)) return;
     const int64_t end = panel + tile_panels(micro_, p.n_panels - panel, panel_bytes(p));
     if (!p.compress) {
       for (; panel < end; ++panel) ahead.add(p.panel[panel]);

@@ -17,7 +17,7 @@ namespace ddi {
 
 constexpr int kLanes = 16;
 constexpr int kMaxPanels = 3;      // of a tile
-constexpr int kPrefetchRows = 16;  // how far ahead weight rows are fetched
+constexpr int kPrefetchRows = 48;  // how far ahead weight rows are fetched
 
 // What a kernel for x of type T computes with. A cell is the unit of compact activations and of
 // weights: one channel, or as many neighbouring ones as an instruction multiplies and adds at once.

@@ -4,7 +4,8 @@
 // outputs], walked by the same register tile, with its lists, runs and strips.
 //
 // Blocking: a few tiles at a time, so that their inputs and products at all positions stay in L2
-// and those of one position in L1, while the weights pass by.
+// and those of one position in L1, while the weights pass by. Those are fetched some positions
+// ahead: a panel of a position is too short for the hardware to notice where it goes on.
 #pragma once
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 namespace ddi {
 
 constexpr int64_t kWinogradTiles = 16;  // transformed at a time
+constexpr int64_t kAheadLines = 128;    // of weights, between those in use and those fetched
 
 template <class T>
 constexpr bool kHasWinograd = std::is_same<typename Types<T>::Cell, float>::value;
@@ -56,6 +58,7 @@ class WinogradBlock {
         in_tile_(round_up(p.cells * p.strips, kLanes)),
         out_tile_(p.n_panels * kLanes),
         position_rows_((p.compress ? p.cells : args.shape.ci) * kLanes),
+        ahead_(std::max<int64_t>(kAheadLines / std::max<int64_t>(p.n_panels * p.cells, 1), 1)),
         scaled_(args.scale != nullptr),
         last_lanes_(p.last_lanes(args.shape.co, p.n_panels - 1)) {}
 
@@ -150,23 +153,27 @@ class WinogradBlock {
         for (int v = 0; v < width; ++v) {
           tile.weight[v] = p_.panel[panel + v] + i * position_rows_;
         }
-        if (p_.listed) tile.ahead = tile.weight[0];
         Cut& cut = cuts[width];
         if (cut.runs == 0) cut.make(tiles, micro_.max_pixels[width]);
-        position(tile, in, out + panel * kLanes, cut, width);
+        const bool fetch = !p_.compress && i + ahead_ < positions;
+        position(tile, in, out + panel * kLanes, cut, width, fetch ? ahead_ * position_rows_ : -1);
       }
       in += winograd_stride(in_tile_);
       out += winograd_stride(out_tile_);
     }
   }
 
-  void position(ConvTile<T>& tile, const float* in, float* out, const Cut& cut, int width) const {
+  // Each register tile fetches one panel `ahead` floats from those in use; none if negative.
+  void position(ConvTile<T>& tile, const float* in, float* out, const Cut& cut, int width,
+                int64_t ahead) const {
     for (int r = 0; r < cut.runs; ++r) {
       const int first = cut.first[r], count = cut.first[r + 1] - first, half = (count + 1) / 2;
       tile.in[0] = in + first * in_tile_;
       tile.in[1] = tile.in[0] + half * in_tile_;
       tile.out[0] = out + first * out_tile_;
       tile.out[1] = tile.out[0] + half * out_tile_;
+      tile.ahead = p_.listed ? tile.weight[0] : nullptr;
+      if (ahead >= 0) tile.ahead = tile.weight[std::min(r, width - 1)] + ahead;
       micro_.conv_tile(tile, count, width, p_.strips);
     }
   }
@@ -178,6 +185,7 @@ class WinogradBlock {
   const int64_t m_, out_w_, columns_;  // tiles of a row
   const int64_t in_tile_, out_tile_;   // floats of a tile at one position
   const int64_t position_rows_;        // floats of a panel from position to position
+  const int64_t ahead_;                // positions
   const bool scaled_;
   const int last_lanes_;
 };
