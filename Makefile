@@ -41,7 +41,7 @@ bench: .venv/built
 	$(BIN)/ddi bench scaling --json out/bench/scaling.jsonl --plot out/bench/scaling.png
 
 # The grid of odd cases on a library built with AddressSanitizer and UBSan, on every instruction set.
-SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+SANITIZE := -DDDI_SEPARATE_BUFFERS -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 sanitize: export PYTHONPATH := build/sanitize:python
 sanitize: export ASAN_OPTIONS := detect_leaks=0
 sanitize: .venv/built
@@ -110,7 +110,7 @@ $(ENGINE_DIR)/ddi_run: $(ENGINE_CLI:csrc/%.cpp=$(ENGINE_DIR)/%.o) $(ENGINE_DIR)/
 # earlier runs have found: for a minute, or as FUZZ_LIMIT says, e.g. -runs=1000000.
 FUZZ_LIMIT ?= -max_total_time=60
 FUZZ_FLAGS := -gline-tables-only -std=c++17 -ffp-contract=off -Icsrc/cpu -Icsrc/engine -pthread
-FUZZ_FLAGS += -fno-sanitize-recover=all
+FUZZ_FLAGS += -fno-sanitize-recover=all -DDDI_SEPARATE_BUFFERS
 FUZZ_IGNORE := tests/engine/fuzz_ignore.txt
 FUZZ_CHECKS := -O2 -fsanitize=fuzzer,address,undefined
 FUZZ_CHECKS += -fsanitize-ignorelist=$(FUZZ_IGNORE) -fsanitize-coverage-ignorelist=$(FUZZ_IGNORE)

@@ -89,6 +89,7 @@ void check_result(Words& words, int64_t out, int64_t residual, const Conv2dShape
 template <class T>
 ConvWeights<T>::ConvWeights(Words& words, int64_t ci, int64_t h, int64_t w)
     : shape(read_shape(words, ci, h, w)) {
+  using Cell = typename Types<T>::Cell;
   const int64_t group_ci = shape.group_ci(), taps = shape.kh * shape.kw;
   const std::vector<T> weight = read_weight<T>(words, shape.co * group_ci * taps);
   bias = words.optional_floats(shape.co, "bias");
@@ -105,7 +106,9 @@ ConvWeights<T>::ConvWeights(Words& words, int64_t ci, int64_t h, int64_t w)
   shape.winograd = std::is_same<T, float>::value && narrow && unit && transformed > 0;
   int64_t numel = prepack_conv2d_numel<T>(shape.co, group_ci, shape.kh, shape.kw, shape.groups);
   if (shape.winograd) numel += transformed;
-  packed = Aligned<typename Types<T>::Cell>(numel / Types<T>::kPack);
+  const int64_t cells = numel / Types<T>::kPack;
+  packed = reinterpret_cast<Cell*>(
+      words.graph().weights.take(cells * static_cast<int64_t>(sizeof(Cell))));
   prepack_conv2d<T>({shape.co,
                      group_ci,
                      shape.kh,
@@ -114,7 +117,7 @@ ConvWeights<T>::ConvWeights(Words& words, int64_t ci, int64_t h, int64_t w)
                      {group_ci * taps, taps, shape.kw, 1},
                      shape.groups,
                      shape.winograd},
-                    serial, packed.get());
+                    serial, packed);
 }
 
 template <class T>
@@ -122,7 +125,7 @@ GatedConv2d<T> ConvWeights<T>::args(int64_t n) const {
   GatedConv2d<T> args = {};
   args.shape = shape;
   args.shape.n = n;
-  args.packed = packed.get();
+  args.packed = packed;
   args.bias = bias.empty() ? nullptr : bias.data();
   if constexpr (Types<T>::kInteger) args.factor = factor.data();
   args.in_group_size = args.out_group_size = 1;

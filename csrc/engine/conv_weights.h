@@ -2,32 +2,12 @@
 // when the plan is loaded.
 #pragma once
 
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "gated_conv2d.h"
 #include "plan_file.h"
 
 namespace ddi::engine {
-
-// Storage that the drivers' vectors may be loaded from.
-template <class T>
-class Aligned {
- public:
-  Aligned() = default;
-  explicit Aligned(int64_t count)
-      : data_(static_cast<T*>(
-            ::operator new(static_cast<size_t>(count) * sizeof(T), std::align_val_t{64}))) {}
-
-  T* get() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* data) const { ::operator delete(data, std::align_val_t{64}); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
 
 // What a plan must not say of a convolution's output and its residual, a value or kNone.
 void check_result(Words& words, int64_t out, int64_t residual, const Conv2dShape& shape);
@@ -44,7 +24,7 @@ struct ConvWeights {
   int64_t dense_macs() const { return macs(shape.ci, shape.co); }
 
   Conv2dShape shape;
-  Aligned<typename Types<T>::Cell> packed;
+  typename Types<T>::Cell* packed;  // in the graph's memory
   std::vector<float> bias;
   // Of int8: what one step of x is worth, and one of each output channel's sums.
   float x_scale = 1;

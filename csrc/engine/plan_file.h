@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "pages.h"
+
 namespace ddi::engine {
 
 // A file that is no plan, or one that this build cannot run. The message says what is wrong.
@@ -73,6 +75,7 @@ struct Graph {
   // Elements that steps may still take out of the blob. They share constants, but not so often that
   // a small file fills the memory.
   mutable int64_t elements_left = 0;
+  mutable PagePool weights;  // of the steps, packed
 
   const Buffer& buffer_of(int64_t value) const { return buffers[values[value].buffer]; }
 };

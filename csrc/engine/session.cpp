@@ -51,18 +51,18 @@ void copy_image(const Images& images, const Buffer& b, T* to) {
   }
 }
 
+// Zeroed, so that the first run does not wait for pages.
+Pages zeroed_pages(int64_t bytes) {
+  Pages pages = allocate_pages(bytes);
+  std::memset(pages.get(), 0, static_cast<size_t>(bytes));
+  return pages;
+}
+
 }  // namespace
 
 void Session::Parallel::operator()(int64_t tasks, Task body) const {
   if (pool != nullptr) return pool->run(tasks, body);
   for (int64_t i = 0; i < tasks; ++i) body(i);
-}
-
-Session::Memory Session::allocate(int64_t bytes) {
-  const size_t size = static_cast<size_t>(std::max<int64_t>(bytes, 64));
-  char* data = static_cast<char*>(::operator new(size, std::align_val_t{64}));
-  std::memset(data, 0, size);
-  return {data, [](char* p) { ::operator delete(p, std::align_val_t{64}); }};
 }
 
 Session::Session(std::shared_ptr<const Network> network, int64_t max_batch, int64_t threads)
@@ -81,11 +81,11 @@ Session::Session(std::shared_ptr<const Network> network, int64_t max_batch, int6
     refuse("a session for " + number(max_batch) + " images would take " +
            number(memory_bytes_ >> 20) + " MiB, more than this machine has");
   }
-  memory_ = allocate(plan.bytes);
+  memory_ = zeroed_pages(plan.bytes);
   for (const int64_t offset : plan.offset) {
     buffers_.push_back(offset < 0 ? nullptr : memory_.get() + offset);
   }
-  workspace_ = allocate(workspace);
+  workspace_ = zeroed_pages(workspace);
   const size_t steps = network_->trunk().size();
   macs_.resize(static_cast<size_t>(max_batch));
   decisions_.resize(static_cast<size_t>(decisions));

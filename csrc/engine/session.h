@@ -58,9 +58,7 @@ class Session {
     void operator()(int64_t tasks, Task body) const;
     ThreadPool* pool;
   };
-  using Memory = std::unique_ptr<char, void (*)(char*)>;
 
-  static Memory allocate(int64_t bytes);
   int64_t most_workspace() const;
   Frame frame(const Images& images) const;
   void begin(const Frame& frame);
@@ -79,7 +77,7 @@ class Session {
 
   std::shared_ptr<const Network> network_;
   int64_t max_batch_, threads_;
-  Memory memory_{nullptr, nullptr}, workspace_{nullptr, nullptr};
+  Pages memory_, workspace_;
   int64_t memory_bytes_ = 0;
   std::vector<char*> buffers_;
   std::unique_ptr<ThreadPool> pool_;
