@@ -30,7 +30,7 @@ from .networks import DTYPES, NETWORKS, POOL, SHIPPED, Case, make_case
 from .opponents import bind_onnxruntime, bind_openvino
 from .rows import write_rows
 
-SEARCH = 24  # decisions that the share of open gates is searched with
+SEARCH = 64  # decisions that the share of open gates is searched with
 ROUNDS = 5
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
 

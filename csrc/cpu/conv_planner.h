@@ -266,10 +266,14 @@ class ConvPlanner {
   void plan_blocks(ConvPlan<T>& p) const {
     const int64_t out_h = s_.out_h();
     p.strip_rows = ceil_div(out_h, p.strips);
-    const int64_t in_row = p.direct_in ? s_.w * s_.ci : p.row_stride;
-    const int64_t out_row = s_.out_w() * (p.direct_out ? s_.co : p.n_panels * kLanes);
+    // What passes are repeated over: of x itself only pixels under the kernel; not y, which is
+    // written once.
+    const int64_t in_row =
+        p.direct_in ? std::min(s_.w, s_.out_w() * s_.kw) * p.cells : p.row_stride;
+    const int64_t in_rows = p.direct_in ? std::min(s_.stride_h, s_.kh) : s_.stride_h;
+    const int64_t out_row = p.direct_out ? 0 : s_.out_w() * p.n_panels * kLanes;
     const int64_t halo = std::max<int64_t>((s_.kh - 1) * s_.dilation_h + 1 - s_.stride_h, 0);
-    const int64_t per_row = std::max<int64_t>(s_.stride_h * in_row + out_row, 1);
+    const int64_t per_row = std::max<int64_t>(in_rows * in_row + out_row, 1);
     const int64_t budget = kBlockBytes / static_cast<int64_t>(sizeof(Cell)) - halo * in_row;
     const int64_t fit = std::max<int64_t>(std::min(budget / per_row, p.strip_rows), 1);
     // As many for every task that shares them.

@@ -66,21 +66,40 @@ struct MeanOf {
   }
 };
 
+// N registers of channels of a window, which hide each other's latency.
+template <class L, class T, class Of, int N>
+DDI_INLINE void pool_window(const PoolRow<T>& a, const T* window, int64_t left, T* y) {
+  typename L::V v[N];
+  DDI_UNROLL
+  for (int i = 0; i < N; ++i) v[i] = L::set(Of::kStart);
+  for (int64_t ky = 0; ky < a.rows; ++ky) {
+    const T* x = window + ky * a.row_stride;
+    for (int64_t kx = 0; kx < a.columns; ++kx, x += a.pixel_stride) {
+      DDI_UNROLL
+      for (int i = 0; i < N; ++i) {
+        v[i] = Of::template join<L>(L::load(x + i * L::kCount, left - i * L::kCount), v[i]);
+      }
+    }
+  }
+  DDI_UNROLL
+  for (int i = 0; i < N; ++i) {
+    L::store(y + i * L::kCount, left - i * L::kCount, Of::template finish<L>(v[i], a.divisor));
+  }
+}
+
 template <class L, class T, class Of>
 void pool_row(const PoolRow<T>& row) {
-  using V = typename L::V;
+  constexpr int64_t kFour = 4 * L::kCount;
   const PoolRow<T> a = row;
   for (int64_t i = 0; i < a.outputs; ++i) {
-    for (int64_t c = 0; c < a.channels; c += L::kCount) {
-      const int64_t n = a.channels - c;
-      V v = L::set(Of::kStart);
-      for (int64_t ky = 0; ky < a.rows; ++ky) {
-        const T* x = a.x + i * a.window_stride + ky * a.row_stride + c;
-        for (int64_t kx = 0; kx < a.columns; ++kx, x += a.pixel_stride) {
-          v = Of::template join<L>(L::load(x, n), v);
-        }
-      }
-      L::store(a.y + i * a.y_stride + c, n, Of::template finish<L>(v, a.divisor));
+    const T* window = a.x + i * a.window_stride;
+    T* y = a.y + i * a.y_stride;
+    int64_t c = 0;
+    for (; c + kFour <= a.channels; c += kFour) {
+      pool_window<L, T, Of, 4>(a, window + c, kFour, y + c);
+    }
+    for (; c < a.channels; c += L::kCount) {
+      pool_window<L, T, Of, 1>(a, window + c, a.channels - c, y + c);
     }
   }
 }
