@@ -229,7 +229,7 @@ class SampleConv {
   void fetch_ahead(const ConvPlan<T>& p, int64_t panel, bool first, Ahead<T>& ahead) const {
     ahead.clear();
     const bool stay = !first && p.n_panels * panel_bytes(p) <= kAheadBytes;
-    if (Types<T>::kPack > 1 || panel >= p.n_panels || stay || (p.ready && p.compress)) return;
+    if (panel >= p.n_panels || stay || (p.ready && p.compress)) return;
     const int64_t end = panel + tile_panels(micro_, p.n_panels - panel, panel_bytes(p));
     if (!p.compress) {
       for (; panel < end; ++panel) ahead.add(p.panel[panel]);

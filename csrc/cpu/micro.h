@@ -91,8 +91,8 @@ struct ConvTileOf {
   const Segment* segment;
   int64_t segments;
   const int32_t* row;  // panel row of each step, if kPack = 1; nullptr: as in `segment`
-  // Lines of kLanes elements to fetch into L2 meanwhile, ahead + kLanes * ahead_row[step], as many
-  // as there are steps; nullptr: none. Tiles of one panel have no time for it.
+  // Panel rows to fetch into L2 meanwhile, one a step: ahead + kLanes * (ahead_row[step * kPack] /
+  // kPack); nullptr: none. A kernel may leave it out: tiles of one panel have no time for it.
   const Cell* ahead;
   const int32_t* ahead_row;
   const Cell* weight[kMaxPanels];

@@ -17,6 +17,7 @@ namespace {
 
 struct MultiplyFloats {
   static constexpr int kMaxStrips = 4;
+  static constexpr bool kFetches = true;
   using Type = float;
   using Sum = __m512;
   using Weights = __m512;

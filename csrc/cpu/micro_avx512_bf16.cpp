@@ -17,8 +17,9 @@ namespace ddi {
 namespace {
 
 struct MultiplyPairs {
-  // For processors between two generations: no strips.
+  // For processors between two generations: no strips, nothing fetched.
   static constexpr int kMaxStrips = 1;
+  static constexpr bool kFetches = false;
   struct Pair {
     __m512 first, second;
   };

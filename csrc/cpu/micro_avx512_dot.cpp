@@ -16,6 +16,7 @@ namespace {
 
 struct DotPairs {
   static constexpr int kMaxStrips = 4;
+  static constexpr bool kFetches = true;
   using Type = bf16;
   using Sum = __m512;
   using Weights = __m512i;

@@ -5,6 +5,7 @@
 // An Op has
 //   Type                      of x
 //   kMaxStrips                4, or 1: each number of strips is code of its own
+//   kFetches                  whether there are tiles that fetch ahead
 //   Sum, Weights, Inputs      registers of kLanes sums, of a panel row, of a repeated cell
 //   start(tile, panel)        what a sum begins with
 //   weights(row), inputs(cells)
@@ -76,7 +77,7 @@ enum Walk { kPlain, kAhead, kListed };
 template <class Op, int P, int V, int S, Walk W>
 void conv_tile_of(const ConvTile<typename Op::Type>& t) {
   using Cell = typename Types<typename Op::Type>::Cell;
-  constexpr int kFirst = (P + 1) / 2;
+  constexpr int kFirst = (P + 1) / 2, kPack = Types<typename Op::Type>::kPack;
   typename Op::Sum acc[P][V];
   DDI_UNROLL
   for (int p = 0; p < P; ++p) {
@@ -92,7 +93,9 @@ void conv_tile_of(const ConvTile<typename Op::Type>& t) {
     for (int64_t c = segment.length; c > 0; --c, a0 += S, a1 += S) {
       if (W == kListed) at = static_cast<int64_t>(*row++) * kLanes;
       if (W != kPlain) {
-        _mm_prefetch(t.ahead + static_cast<int64_t>(*ahead_row++) * kLanes, _MM_HINT_T1);
+        const int64_t line = *ahead_row / kPack;
+        ahead_row += kPack;
+        _mm_prefetch(reinterpret_cast<const char*>(t.ahead + line * kLanes), _MM_HINT_T1);
       }
       typename Op::Weights w[V];
       DDI_UNROLL
@@ -113,12 +116,20 @@ void conv_tile_of(const ConvTile<typename Op::Type>& t) {
 template <class Op>
 using TileFn = void (*)(const ConvTile<typename Op::Type>&);
 
-template <class Op, int P, int V, int S, Walk W>
-constexpr TileFn<Op> kTile = conv_tile_of<Op, P, V, S, W>;
+// Tiles of one panel have no time to fetch ahead; three are rare, and code is not free.
+template <class Op>
+constexpr bool fetches(int panels) {
+  return Op::kFetches && (panels == 2 || (panels == 3 && Types<typename Op::Type>::kPack == 1));
+}
 
-// Tiles of one panel have no time to fetch ahead.
-template <class Op, int P, int S>
-constexpr TileFn<Op> kTile<Op, P, 1, S, kAhead> = nullptr;
+template <class Op, int P, int V, int S, Walk W>
+constexpr TileFn<Op> tile_fn() {
+  if constexpr (W != kAhead || fetches<Op>(V)) return conv_tile_of<Op, P, V, S, W>;
+  return nullptr;
+}
+
+template <class Op, int P, int V, int S, Walk W>
+constexpr TileFn<Op> kTile = tile_fn<Op, P, V, S, W>();
 
 // 16 x 1, 14 x 2 and 9 x 3 leave room for the weight rows and one broadcast among 32 registers.
 template <class Op, int S, Walk W>
@@ -145,7 +156,9 @@ void conv_tile(const ConvTile<typename Op::Type>& t, int pixels, int panels, int
   }
   if constexpr (Types<typename Op::Type>::kPack == 1) {  // else weights are compressed instead
     if (t.row != nullptr) return kTiles<Op, 1, kListed>[panels][pixels](t);
-    if (t.ahead != nullptr && panels > 1) return kTiles<Op, 1, kAhead>[panels][pixels](t);
+  }
+  if constexpr (Op::kFetches) {
+    if (t.ahead != nullptr && fetches<Op>(panels)) return kTiles<Op, 1, kAhead>[panels][pixels](t);
   }
   kTiles<Op, 1, kPlain>[panels][pixels](t);
 }

@@ -18,6 +18,7 @@ namespace {
 
 struct DotBytes {
   static constexpr int kMaxStrips = 4;
+  static constexpr bool kFetches = false;  // its weights are few
   // Not __m512i, a vector of 64-bit numbers: GCC 12 would send sums through memory to convert them.
   typedef int32_t Sum __attribute__((vector_size(64)));
   using Type = int8_t;
