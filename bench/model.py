@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,13 +26,15 @@ from ddi.timing import num_threads
 from ddi.turns import Measured, Provider, time_in_turns
 from ddi_kernels import engine
 
+from . import footprint
 from .decisions import draw_decisions, find_keep, forced, mean_macs
-from .networks import DTYPES, NETWORKS, POOL, SHIPPED, Case, make_case
+from .networks import DTYPES, NETWORKS, POOL, SHIPPED, Case, Network, make_case
 from .opponents import bind_onnxruntime, bind_openvino
 from .rows import write_rows
 
 SEARCH = 64  # decisions that the share of open gates is searched with
 ROUNDS = 5
+CALL_SECONDS = 2.0
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
 
 
@@ -145,6 +148,19 @@ def own_calls(case: Case, frozen: engine.Engine) -> Ours:
     return Ours(provider, *shares, frozen.dense_macs * len(bits) / macs, error)
 
 
+def call_percentiles(provider: Provider, median_ms: float) -> dict[str, float]:
+    """Of single calls, each timed: the median, and what one of a hundred exceeds."""
+    count = int(min(max(CALL_SECONDS * 1e3 / median_ms, 200), 2000))
+    seen = []
+    for i in range(count):
+        call = provider.calls[i % len(provider.calls)]
+        start = time.perf_counter()
+        call()
+        seen.append((time.perf_counter() - start) * 1e3)
+    half, most = torch.quantile(torch.tensor(seen, dtype=torch.float64), torch.tensor([0.5, 0.99]).double())
+    return {"call_p50_ms": half.item(), "call_p99_ms": most.item()}
+
+
 def row(
     case: Case, name: str, ours: Ours, timed: dict[str, Measured], dense: dict[str, Provider]
 ) -> dict[str, Any]:
@@ -167,8 +183,10 @@ def row(
         "median_ms": mine.median_ms,
         "p20_ms": mine.p20_ms,
         "p80_ms": mine.p80_ms,
+        **call_percentiles(ours.provider, mine.median_ms),
         "dense_ms": times,
         "best_dense_provider": best,
+        "best_dense_p99_ms": call_percentiles(dense[best], times[best])["call_p99_ms"],
         "speedup_vs_best_dense": round(speedup, 3),
         "realised": round(speedup / ours.mac_ratio, 3),
         "max_rel_err": ours.error,
@@ -198,8 +216,26 @@ def measure(case: Case, target: float, compiled: bool) -> list[dict[str, Any]]:
 def run(args: argparse.Namespace) -> None:
     """Measures all networks, prints and writes the rows."""
     torch.manual_seed(args.seed)
-    rows: list[dict[str, Any]] = []
     chosen = [network for network in NETWORKS if args.cases in network.name]
+    if not chosen:
+        names = ", ".join(network.name for network in NETWORKS)
+        raise ValueError(f"no network has {args.cases!r} in its name; there are {names}")
+    rows = run_footprint(chosen) if args.suite == "footprint" else run_engine(args, chosen)
+    if args.json:
+        write_rows(args.json, rows)
+
+
+def run_footprint(chosen: list[Network]) -> list[dict[str, Any]]:
+    rows = []
+    for network in tqdm(chosen, disable=None, desc="networks"):
+        for one in footprint.footprints(network.name):
+            print(footprint.describe(one), flush=True)
+            rows.append(one)
+    return rows
+
+
+def run_engine(args: argparse.Namespace, chosen: list[Network]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     if args.group_size:
         chosen = [replace(one, gates=replace(one.gates, group_size=args.group_size)) for one in chosen]
     with torch.inference_mode(), num_threads(args.threads):
@@ -209,8 +245,7 @@ def run(args: argparse.Namespace) -> None:
                 for one in measure(case, args.mac_ratio, not args.no_compile):
                     print(describe(one), flush=True)
                     rows.append(one)
-    if args.json:
-        write_rows(args.json, rows)
+    return rows
 
 
 def describe(one: dict[str, Any]) -> str:
@@ -224,7 +259,7 @@ def describe(one: dict[str, Any]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench model`, beside those of every suite."""
-    parser.add_argument("--suite", choices=("engine",), default="engine")
+    parser.add_argument("--suite", choices=("engine", "footprint"), default="engine")
     parser.add_argument(
         "--cases", default="", metavar="SUBSTRING", help="only networks with this in their name"
     )
