@@ -113,6 +113,55 @@ def _eval(args: argparse.Namespace) -> Any:
     return summary
 
 
+def _add_freeze(verbs: Any) -> None:
+    parser = verbs.add_parser("freeze", help="write a checkpoint's network as a plan, for the engine")
+    parser.add_argument("checkpoint")
+    parser.add_argument("plan", help="the file to write")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "int8"), default="fp32")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the images (default 32 32)")
+    parser.add_argument("--calibrate", type=int, metavar="N", help="int8: on N training images (default 256)")
+    parser.add_argument("--dataset", help="int8: of these; default: what it was trained on")
+    parser.add_argument("--data-root", metavar="DIR", help="int8: folder of CIFAR")
+    parser.set_defaults(run=_freeze)
+
+
+def _freeze(args: argparse.Namespace) -> Any:
+    from .freeze_checkpoint import FreezeConfig, freeze_checkpoint
+    from .tables import format_freeze
+
+    size = None if args.size is None else (args.size[0], args.size[1])
+    config = FreezeConfig(args.dtype, size, args.calibrate, args.dataset, args.data_root, args.seed)
+    summary = freeze_checkpoint(args.checkpoint, args.plan, config)
+    print(format_freeze(summary))
+    return summary
+
+
+def _add_run(verbs: Any) -> None:
+    parser = verbs.add_parser("run", help="accuracy, MACs and milliseconds of a frozen plan")
+    parser.add_argument("plan")
+    parser.add_argument("--dataset", help="default: scene_digits")
+    parser.add_argument("--data-root", metavar="DIR", help="folder of CIFAR")
+    parser.add_argument("--split", choices=("test", "validation"), help="default: test")
+    parser.add_argument("--input", metavar="FILE", help=".npy of float32 [N, C, H, W], not a data set")
+    parser.add_argument("--output", metavar="FILE", help="write the logits there, a .npy file")
+    parser.add_argument("--images", type=int, metavar="N", help="the first N only")
+    parser.add_argument("--batch", type=int, default=1, help="images a call (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="of a call (default 1)")
+    parser.add_argument("--max-macs", type=int, metavar="M", help="multiply-adds of a sample, never exceeded")
+    parser.add_argument("--deadline-ms", type=float, metavar="D", help="milliseconds of a call")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> Any:
+    from .run_plan import RunConfig, run_plan
+    from .tables import format_run
+
+    config = RunConfig(**{item.name: getattr(args, item.name) for item in fields(RunConfig)})
+    summary = run_plan(args.plan, config)
+    print(format_run(summary))
+    return summary
+
+
 def _add_env(verbs: Any) -> None:
     parser = verbs.add_parser("env", help="machine, versions, and which kernels are in use and why")
     parser.set_defaults(run=_env)
@@ -190,6 +239,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(verbs)
     _add_train(verbs)
     _add_eval(verbs)
+    _add_freeze(verbs)
+    _add_run(verbs)
     _add_env(verbs)
     _add_profile(verbs)
     for verb in verbs.choices.values():

@@ -9,7 +9,7 @@ import torch
 
 from .evaluate import Evaluation
 
-__all__ = ["format_demo", "format_evaluation", "summarise"]
+__all__ = ["format_demo", "format_evaluation", "format_freeze", "format_run", "summarise"]
 
 
 def summarise(result: Evaluation) -> dict[str, Any]:
@@ -43,6 +43,40 @@ def format_evaluation(summary: dict[str, Any]) -> str:
             f"mac_ratio        {summary['mac_ratio']:.2f}",
         )
     )
+
+
+def format_freeze(summary: dict[str, Any]) -> str:
+    """What :func:`ddi.freeze_checkpoint.freeze_checkpoint` wrote, as text."""
+    shape = "x".join(map(str, summary["input_shape"]))
+    lines = [
+        f"{summary['plan']}: {summary['model']} in {summary['dtype']}, for images of {shape}",
+        f"size             {summary['bytes'] / 1e6:.2f} MB",
+        f"dense MMACs      {summary['dense_macs'] / 1e6:.2f}",
+        f"exits            {len(summary['exits'])}: {', '.join(summary['exits'])}",
+        f"gated blocks     {len(summary['gates'])}",
+    ]
+    if summary["calibrate"] is not None:
+        lines.append(f"calibrated on    {summary['calibrate']} training images of {summary['dataset']}")
+    return "\n".join(lines)
+
+
+def format_run(summary: dict[str, Any]) -> str:
+    """What :func:`ddi.run_plan.run_plan` found, as text."""
+    where = summary.get("input") or f"{summary.get('dataset')}, {summary.get('split')} split"
+    shares = (f"{name} {_percent(share)}" for name, share in summary["exits"].items())
+    lines = [f"{summary['plan']} on {where}, {summary['images']} images"]
+    if "accuracy" in summary:
+        lines.append(f"accuracy         {_percent(summary['accuracy'])}")
+    lines += [
+        f"MMACs per image  {summary['mean_macs'] / 1e6:.2f} mean; dense {summary['dense_macs'] / 1e6:.2f}",
+        f"mac_ratio        {summary['mac_ratio']:.2f}",
+        f"exits            {', '.join(shares)}",
+        f"ms per call      {summary['p50_ms']:.3f} median, {summary['p99_ms']:.3f} p99; "
+        f"batch {summary['batch']}, threads {summary['threads']}",
+        f"images a second  {summary['images_per_second']:.0f}",
+        f"memory           {summary['memory_bytes'] / 1e6:.1f} MB; loaded in {summary['load_ms']:.0f} ms",
+    ]
+    return "\n".join(lines)
 
 
 def format_demo(report: dict[str, Any]) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .draw import SIDE
+
 
 class DatasetMismatchError(RuntimeError):
     """The images drawn on this machine are not the published ones."""
@@ -43,12 +45,14 @@ class Dataset(ABC):
     Attributes:
         name: the name it was asked for by.
         num_classes: labels are 0 .. num_classes - 1.
+        image_shape: (channels, height, width) of an image, the same in all.
         mean: per-channel mean of the training images, in 0..1.
         std: per-channel standard deviation of the training images, in 0..1.
     """
 
     name: str
     num_classes: int
+    image_shape = (3, SIDE, SIDE)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 

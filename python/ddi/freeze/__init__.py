@@ -36,11 +36,11 @@ def freeze(
     path: str | Path,
     dtype: torch.dtype = torch.float32,
     calibration: Tensor | Iterable[Any] | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Writes a model, gated or plain, as a plan that the engine runs.
 
     Batch norms are folded, gates, exits and costs recorded; the file holds everything, and its weights are
-    packed for the machine that loads it.
+    packed for the machine that loads it. It is written whole or not at all.
 
     Args:
         model: in eval mode its forward must be traceable by torch.export.
@@ -56,6 +56,10 @@ def freeze(
             scale, the largest absolute value over 127, weights one for each output channel; as in Jacob et
             al., CVPR 2018, without training. What is larger than anything seen is cut off, also where gates
             open more than they did then.
+
+    Returns:
+        What the plan says of itself: model (its class), version of ddi, dense_macs (of a sample, without
+        gates), gates (a dictionary for each gated block) and exits (names of the classifiers).
 
     Raises:
         FreezeError: names the operation that the engine does not have, and the module it stands in.
@@ -84,4 +88,6 @@ def freeze(
         "version": ddi.__version__,
         "dense_macs": dense_macs(model, example_input.shape),
     }
-    write_atomic(path, emit(fuse(network, dtype), dtype, metadata, ranges))
+    plan, metadata = emit(fuse(network, dtype), dtype, metadata, ranges)
+    write_atomic(path, plan)
+    return metadata

@@ -22,14 +22,19 @@ def _activation(node: Node) -> int:
     return _ACTIVATIONS.index(node.attrs["kind"])
 
 
-def emit(network: Network, dtype: torch.dtype, metadata: dict[str, Any], ranges: dict[str, float]) -> bytes:
+def emit(
+    network: Network, dtype: torch.dtype, metadata: dict[str, Any], ranges: dict[str, float]
+) -> tuple[bytes, dict[str, Any]]:
     """The plan of a fused network.
 
     Args:
         network: its last output is the whole network's.
         dtype: of the convolutions.
-        metadata: JSON-ready, kept in the plan; `gates` is added.
+        metadata: JSON-ready, kept in the plan; `gates` and `exits` are added.
         ranges: the largest absolute value that each convolution reads, by its path, for int8.
+
+    Returns:
+        The plan, and its metadata.
     """
     return _Emitter(network, dtype, ranges).emit(metadata)
 
@@ -65,7 +70,7 @@ class _Emitter:
         self.gates: list[dict[str, Any]] = []
         self.done: set[Node] = set()
 
-    def emit(self, metadata: dict[str, Any]) -> bytes:
+    def emit(self, metadata: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
         outputs = self.network.outputs
         trunk = _ancestors(outputs[-1])
         heads = [_ancestors(output) - trunk for output in outputs[:-1]]
@@ -79,8 +84,8 @@ class _Emitter:
                 exits.append(self._head(len(exits), *waiting.pop(0)))
         exits.append(("network", len(self.steps), [], self._vector(outputs[-1])))
         source = self.network.nodes[0]
-        text = json.dumps({**metadata, "gates": self.gates, "exits": [name for name, *_ in exits]})
-        return self.plan.to_bytes(text, self.images[source], self.steps, exits)
+        metadata = {**metadata, "gates": self.gates, "exits": [name for name, *_ in exits]}
+        return self.plan.to_bytes(json.dumps(metadata), self.images[source], self.steps, exits), metadata
 
     def _needs(self, head: set[Node]) -> set[Node]:
         """What a head reads of the trunk."""
