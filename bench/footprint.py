@@ -109,7 +109,8 @@ def measure(runtime: str, path: Path, size: int) -> Footprint:
     for _ in range(PROCESSES):
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
         if done.returncode != 0:
-            raise RuntimeError(f"{runtime} of {path.name}: {done.stderr.strip()[-500:]}")
+            lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            raise RuntimeError(f"{runtime} of {path.name}: {lines[-1]}")
         seen.append(json.loads(done.stdout))
     return Footprint(**{key: statistics.median(one[key] for one in seen) for key in seen[0]})
 

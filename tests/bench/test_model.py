@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 import ddi
 from bench.decisions import draw_decisions, find_keep, forced, mean_macs
-from bench.model import Ours, gated_calls, own_calls, row
+from bench.model import Ours, call_percentiles, gated_calls, own_calls, row
 from bench.networks import Case, Network, make_case
 from ddi.timing import Timing
 from ddi.turns import Measured, Provider
@@ -51,6 +52,13 @@ def test_a_closed_layer_of_a_densenet_closes_its_channels(tmp_path: Path) -> Non
         at += gate["groups"][0]
         assert ((groups.sum(1) == 0) | (groups.sum(1) == groups.shape[1])).all()
     assert at == bits.shape[1]
+
+
+def test_call_percentiles() -> None:
+    slow = iter([False] * 195 + [True] * 5 + [False] * 2000)
+    seen = call_percentiles(Provider([lambda: time.sleep(0.02 if next(slow) else 0.0002)]), 1000.0)
+    assert 0.2 < seen["call_p50_ms"] < 5
+    assert 19 < seen["call_p99_ms"] < 60
 
 
 def test_find_keep() -> None:
