@@ -45,8 +45,9 @@ void Network::read_exits(Words& words) {
     exit.steps = read_steps(words);
     exit.output = words.value(Kind::kVector, -1, "output of an exit");
     for (int64_t s = before; s < position; ++s) trunk_macs += trunk_[s]->dense_macs();
-    exit.worst_macs = trunk_macs;
-    for (const auto& op : exit.steps) exit.worst_macs += op->dense_macs();
+    exit.own_macs = 0;
+    for (const auto& op : exit.steps) exit.own_macs += op->dense_macs();
+    exit.worst_macs = trunk_macs + exit.own_macs;
     exits_.push_back(std::move(exit));
   }
   if (position != static_cast<int64_t>(trunk_.size())) words.fail("has steps behind its last exit");

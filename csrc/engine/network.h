@@ -18,8 +18,9 @@ struct Exit {
   std::string name;
   int64_t position;
   Steps steps;
-  int64_t output;      // value
-  int64_t worst_macs;  // of one sample up to and with this exit, everything open
+  int64_t output;  // value
+  // Of one sample, everything open: of its own steps, and of all up to and with them.
+  int64_t own_macs, worst_macs;
 };
 
 class Network {
