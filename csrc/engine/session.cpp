@@ -164,7 +164,7 @@ void Session::begin(const Frame& f) {
   most_macs_ = 0;
   std::fill_n(macs_.begin(), f.n, 0);
   std::fill(step_ms_.begin(), step_ms_.end(), -1.0);
-  std::fill(decisions_.begin(), decisions_.end(), uint8_t{0});
+  std::fill_n(decisions_.begin(), f.n * network_->decision_bytes(), uint8_t{0});
   const Graph& graph = network_->graph();
   for (size_t b = 0; b < buffers_.size(); ++b) {
     if (graph.buffers[b].kind != Kind::kState || buffers_[b] == nullptr) continue;
