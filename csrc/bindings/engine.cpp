@@ -72,8 +72,9 @@ class Array {
       fail("has shape (" + std::to_string(size(0)) + ", " + std::to_string(size(1)) +
            "); expected (" + std::to_string(rows) + ", " + std::to_string(columns) + ")");
     }
-    const bool dense = (columns == 1 || stride(1) == 1) && (rows <= 1 || stride(0) == columns);
-    if (!dense) fail("is not contiguous");
+    const bool empty = rows == 0 || columns == 0;  // whatever its strides
+    const bool dense = (columns == 1 || stride(1) == 1) && (rows == 1 || stride(0) == columns);
+    if (!empty && !dense) fail("is not contiguous");
   }
 
   template <class T>

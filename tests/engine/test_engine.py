@@ -89,6 +89,23 @@ def test_layouts_and_arrays(tmp_path: Path) -> None:
     assert frozen(x[:0]).shape == (0, 7)
 
 
+@pytest.mark.parametrize("gates", ["plain", "both"])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_empty_arrays_of_any_strides(batch: int, gates: str, tmp_path: Path) -> None:
+    frozen = freeze(make("cifar_resnet8", GATES[gates]), 32, tmp_path)
+    x = torch.randn(batch, 3, 32, 32)
+    if batch == 0:
+        x = x.as_strided(x.shape, (5, 0, 7, 2))
+    logits, expected = frozen(x, report=True)
+    assert logits.shape == (batch, 7) and expected.decisions.shape == (batch, frozen.decision_bytes)
+    if 0 in expected.decisions.shape:
+        for strides in ((frozen.decision_bytes, 1), (1, 1), (0, 0), (3, 2)):
+            bits = torch.empty(3, 3, dtype=torch.uint8).as_strided(expected.decisions.shape, strides)
+            for decisions in (bits, bits.numpy()):
+                again, report = frozen(x, decisions=decisions, report=True)
+                assert torch.equal(again, logits) and report.macs == expected.macs
+
+
 def test_stands_for_its_model(tmp_path: Path) -> None:
     model = make("cifar_resnet8", GATES["both"])
     ddi.freeze(model, torch.zeros(1, 3, 32, 32), tmp_path / "net.ddi")
