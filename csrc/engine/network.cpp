@@ -4,8 +4,8 @@
 
 namespace ddi::engine {
 
-Network::Network(const std::vector<uint8_t>& plan) {
-  const PlanFile file(plan);
+Network::Network(const uint8_t* plan, size_t bytes) {
+  const PlanFile file(plan, bytes);
   Words words = file.graph_words(graph_);
   read_graph(file, words, graph_);
   metadata_ = words.name();

@@ -25,7 +25,8 @@ struct Exit {
 
 class Network {
  public:
-  explicit Network(const std::vector<uint8_t>& plan);
+  // Of a plan's bytes, which may be freed afterwards.
+  Network(const uint8_t* plan, size_t bytes);
 
   const Graph& graph() const { return graph_; }
   const Steps& trunk() const { return trunk_; }
