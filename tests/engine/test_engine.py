@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from frozen_models import freeze, seeded
+from frozen_models import freeze, make
 from tolerances import assert_close
 from torch import Tensor
 
@@ -32,11 +32,6 @@ GATES = {
     "layers": ddi.DDIConfig(channels=False),
     "channels": ddi.DDIConfig(layers=False, group_size=3),
 }
-
-
-def make(name: str, gates: Any) -> Any:
-    torch.manual_seed(0)
-    return seeded(ddi.create_model(name, gates=gates, num_classes=7))
 
 
 @torch.no_grad()
@@ -158,7 +153,7 @@ def test_many_threads_share_one_engine(tmp_path: Path) -> None:
 
 
 def test_nan_stays_in_its_sample(tmp_path: Path) -> None:
-    frozen = freeze(make("cifar_resnet8", None), 32, tmp_path)
+    frozen = freeze(make("cifar_resnet8"), 32, tmp_path)
     x = torch.randn(2, 3, 32, 32)
     expected = frozen(x)
     x[0, 0, 0, 0] = float("nan")
@@ -177,7 +172,7 @@ def test_nan_stays_in_its_sample(tmp_path: Path) -> None:
     ],
 )
 def test_bad_images(images: Any, message: str, tmp_path: Path) -> None:
-    frozen = freeze(make("cifar_resnet8", None), 32, tmp_path)
+    frozen = freeze(make("cifar_resnet8"), 32, tmp_path)
     with pytest.raises(ValueError) as error:
         frozen(images)
     assert message in str(error.value)
@@ -191,3 +186,5 @@ def test_bad_decisions(tmp_path: Path) -> None:
         frozen(x, decisions=torch.ones(1, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match="must be bool or uint8"):
         frozen(x, decisions=torch.ones(1, frozen.decision_bytes))
+    with pytest.raises(ValueError, match="decisions is not contiguous"):
+        frozen(x, decisions=torch.ones(1, 2 * frozen.decision_bytes, dtype=torch.uint8)[:, ::2])
