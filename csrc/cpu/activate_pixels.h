@@ -16,7 +16,7 @@ struct PixelActivation {
   const T* x;
   int64_t x_sample_stride, x_stride;
   const float* scale;           // [channels], or [samples][channels] for one a sample
-  int64_t scale_sample_stride;  // 0, or channels
+  int64_t scale_sample_stride;  // 0, or from sample to sample
   const float* shift;           // [channels]
   const T* add;
   int64_t add_sample_stride, add_stride;

@@ -83,7 +83,8 @@ class DenseLayerOp : public Op {
 
   int64_t workspace_bytes(int64_t n, int64_t threads) const override {
     const int64_t bytes = gated_dense_layer_workspace_bytes(args(n), threads);
-    return bytes < 0 ? bytes : bytes + mask_bytes(n) + pooled_bytes(n);
+    if (bytes < 0) return bytes;
+    return bytes + dense_bits_bytes(in_mask_, conv1_.shape.ci, n) + pooled_bytes(n);
   }
 
   void run(const Frame& frame) const override {
@@ -91,7 +92,7 @@ class DenseLayerOp : public Op {
     char* room = static_cast<char*>(frame.workspace);
     set_input(frame, in_, &layer.conv1.x, layer.conv1.x_stride);
     if (in_mask_ != kNone) layer.conv1.in_open = dense_bits(frame, in_mask_, room);
-    room += mask_bytes(frame.n);
+    room += dense_bits_bytes(in_mask_, conv1_.shape.ci, frame.n);
     if (out_open_ != kNone) layer.conv2.out_open = frame.at<uint8_t>(out_open_);
     layer.conv2.y = frame.at<float>(out_);
     layer.conv2.y_sample_stride = frame.stride(out_);
@@ -139,9 +140,6 @@ class DenseLayerOp : public Op {
     }
   }
 
-  int64_t mask_bytes(int64_t n) const {
-    return in_mask_ == kNone ? 0 : round_up(n * conv1_.shape.ci, 64);
-  }
   int64_t pooled_bytes(int64_t n) const {
     return out_pooled_ == kNone ? 0 : round_up(n * conv2_.shape.co * 4, 64);
   }

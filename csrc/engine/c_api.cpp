@@ -50,12 +50,10 @@ ddi_status missing(const char* call, const char* argument) {
   return fail(DDI_BAD_ARGUMENT, text);
 }
 
-ddi_status read(std::vector<uint8_t> bytes, ddi_network** network) {
-  return guarded([&] {
-    auto owned = std::make_unique<ddi_network>();
-    owned->network = std::make_shared<const ddi::engine::Network>(std::move(bytes));
-    *network = owned.release();
-  });
+void read(const uint8_t* plan, size_t bytes, ddi_network** network) {
+  auto owned = std::make_unique<ddi_network>();
+  owned->network = std::make_shared<const ddi::engine::Network>(plan, bytes);
+  *network = owned.release();
 }
 
 }  // namespace
@@ -65,18 +63,16 @@ ddi_options ddi_default_options(void) { return {-1, -1, nullptr, 0}; }
 ddi_status ddi_network_load(const char* path, ddi_network** network) {
   if (path == nullptr || network == nullptr) return missing("ddi_network_load", "an argument");
   *network = nullptr;
-  std::vector<uint8_t> bytes;
-  const ddi_status status = guarded([&] { bytes = ddi::engine::read_file(path); });
-  return status == DDI_OK ? read(std::move(bytes), network) : status;
+  return guarded([&] {
+    const std::vector<uint8_t> bytes = ddi::engine::read_file(path);
+    read(bytes.data(), bytes.size(), network);
+  });
 }
 
 ddi_status ddi_network_read(const void* plan, size_t bytes, ddi_network** network) {
   if (plan == nullptr || network == nullptr) return missing("ddi_network_read", "an argument");
   *network = nullptr;
-  std::vector<uint8_t> copy;
-  const auto* data = static_cast<const uint8_t*>(plan);
-  const ddi_status status = guarded([&] { copy.assign(data, data + bytes); });
-  return status == DDI_OK ? read(std::move(copy), network) : status;
+  return guarded([&] { read(static_cast<const uint8_t*>(plan), bytes, network); });
 }
 
 void ddi_network_free(ddi_network* network) { delete network; }

@@ -2,7 +2,6 @@
 #include <type_traits>
 
 #include "activate_pixels.h"
-#include "arena.h"
 #include "conv_weights.h"
 #include "ops.h"
 #include "values.h"
@@ -40,7 +39,7 @@ class Conv2dOp : public Op {
     Conv2dShape shape = conv_.shape;
     shape.n = n;
     const int64_t bytes = gated_conv2d_workspace_bytes<T>(shape, threads);
-    return bytes < 0 ? bytes : bytes + mask_bytes(n);
+    return bytes < 0 ? bytes : bytes + dense_bits_bytes(in_mask_, shape.ci, n);
   }
 
   void run(const Frame& frame) const override {
@@ -65,7 +64,8 @@ class Conv2dOp : public Op {
       args.y_sample_stride = y.numel();
       args.y_stride = y.channels;
     }
-    char* room = static_cast<char*>(frame.workspace) + mask_bytes(frame.n);
+    char* room = static_cast<char*>(frame.workspace);
+    room += dense_bits_bytes(in_mask_, args.shape.ci, frame.n);
     gated_conv2d(args, frame.threads, frame.parallel_for, room);
   }
 
@@ -76,10 +76,6 @@ class Conv2dOp : public Op {
   }
 
  private:
-  int64_t mask_bytes(int64_t n) const {
-    return in_mask_ == kNone ? 0 : round_up(n * conv_.shape.ci, 64);
-  }
-
   const int64_t in_, out_, residual_, in_mask_;
   const bool relu_;
   const ConvWeights<T> conv_;

@@ -47,6 +47,8 @@ std::vector<T> read_weight(Words& words, int64_t numel) {
     if (c.dtype != static_cast<int64_t>(PlanType::kInt8)) words.fail("weight is not of int8");
     const T* data = reinterpret_cast<const T*>(c.data);
     return {data, data + numel};
+  } else if constexpr (std::is_same<T, float>::value) {
+    return words.floats(numel, "weight");
   } else {
     const std::vector<float> wide = words.floats(numel, "weight");
     std::vector<T> values(wide.size());

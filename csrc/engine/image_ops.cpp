@@ -18,29 +18,39 @@ class MeanOp : public Op {
  public:
   explicit MeanOp(Words& words)
       : in_(words.value(Kind::kImage, -1, "input")),
-        out_(words.value(Kind::kVector, words.graph().values[in_].channels, "output")),
-        mask_(words.optional_value(Kind::kBits, words.graph().values[in_].channels, "mask")) {
+        channels_(words.graph().values[in_].channels),
+        out_(words.value(Kind::kVector, channels_, "output")),
+        mask_(words.optional_value(Kind::kBits, channels_, "mask")) {
     reads = {in_};
     if (mask_ != kNone) reads.push_back(mask_);
     writes = {out_};
   }
 
+  int64_t workspace_bytes(int64_t n, int64_t) const override {
+    return n * channels_ * static_cast<int64_t>(sizeof(float));
+  }
+
   void run(const Frame& frame) const override {
     const Buffer& x = frame.graph.buffer_of(in_);
-    const int64_t channels = frame.graph.values[in_].channels;
+    const int64_t width = frame.stride(out_);
+    float* out = frame.at<float>(out_);
+    // The driver's means have nothing between them.
+    const bool dense = frame.n == 1 || width == channels_;
+    float* means = dense ? out : static_cast<float*>(frame.workspace);
+    const MeanPixels<T> args = {frame.n,   x.pixels(), channels_, frame.at<T>(in_),
+                                x.numel(), x.channels, means};
+    mean_pixels(args, frame.threads, frame.parallel_for);
     for (int64_t n = 0; n < frame.n; ++n) {
-      float* mean = frame.at<float>(out_) + n * frame.stride(out_);
-      const MeanPixels<T> args = {1,         x.pixels(), channels, frame.at<T>(in_) + n * x.numel(),
-                                  x.numel(), x.channels, mean};
-      mean_pixels(args, frame.threads, frame.parallel_for);
+      float* mean = out + n * width;
+      if (!dense) std::copy_n(means + n * channels_, channels_, mean);
       if (mask_ == kNone) continue;
       const uint8_t* open = frame.at<uint8_t>(mask_) + n * frame.stride(mask_);
-      for (int64_t c = 0; c < channels; ++c) mean[c] = open[c] != 0 ? mean[c] : 0;
+      for (int64_t c = 0; c < channels_; ++c) mean[c] = open[c] != 0 ? mean[c] : 0;
     }
   }
 
  private:
-  const int64_t in_, out_, mask_;
+  const int64_t in_, channels_, out_, mask_;
 };
 
 // Outputs along one side, by rounding down or up, each of whose windows has a pixel of the image.
@@ -128,24 +138,28 @@ class ActivationOp : public Op {
   void run(const Frame& frame) const override {
     const Buffer &x = frame.graph.buffer_of(in_), &y = frame.graph.buffer_of(out_);
     PixelActivation<T> args = {};
-    args.samples = 1;
+    args.samples = frame.n;
     args.pixels = x.pixels();
     args.channels = frame.graph.values[in_].channels;
-    args.scale = scale_.empty() ? nullptr : scale_.data();
-    args.shift = shift_.empty() ? nullptr : shift_.data();
+    args.x = frame.at<T>(in_);
+    args.x_sample_stride = x.numel();
     args.x_stride = x.channels;
-    args.y_stride = y.channels;
-    args.activation = activation_;
-    for (int64_t n = 0; n < frame.n; ++n) {
-      args.x = frame.at<T>(in_) + n * x.numel();
-      args.y = frame.at<T>(out_) + n * y.numel();
-      if (factor_ != kNone) args.scale = frame.at<float>(factor_) + n * frame.stride(factor_);
-      if (add_ != kNone) {
-        args.add = frame.at<T>(add_) + n * frame.stride(add_);
-        args.add_stride = frame.graph.buffer_of(add_).channels;
-      }
-      activate_pixels(args, frame.threads, frame.parallel_for);
+    args.scale = scale_.empty() ? nullptr : scale_.data();
+    if (factor_ != kNone) {
+      args.scale = frame.at<float>(factor_);
+      args.scale_sample_stride = frame.stride(factor_);
     }
+    args.shift = shift_.empty() ? nullptr : shift_.data();
+    if (add_ != kNone) {
+      args.add = frame.at<T>(add_);
+      args.add_sample_stride = frame.stride(add_);
+      args.add_stride = frame.graph.buffer_of(add_).channels;
+    }
+    args.activation = activation_;
+    args.y = frame.at<T>(out_);
+    args.y_sample_stride = y.numel();
+    args.y_stride = y.channels;
+    activate_pixels(args, frame.threads, frame.parallel_for);
   }
 
  private:

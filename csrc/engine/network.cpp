@@ -4,8 +4,8 @@
 
 namespace ddi::engine {
 
-Network::Network(const std::vector<uint8_t>& plan) {
-  const PlanFile file(plan);
+Network::Network(const uint8_t* plan, size_t bytes) {
+  const PlanFile file(plan, bytes);
   Words words = file.graph_words(graph_);
   read_graph(file, words, graph_);
   metadata_ = words.name();
@@ -16,6 +16,7 @@ Network::Network(const std::vector<uint8_t>& plan) {
   words.done();
   settle_input();
   for (const auto& op : trunk_) decision_bytes_ += op->decision_bytes();
+  graph_.constants.clear();  // the plan may go
 }
 
 Steps Network::read_steps(Words& words) {
@@ -45,8 +46,9 @@ void Network::read_exits(Words& words) {
     exit.steps = read_steps(words);
     exit.output = words.value(Kind::kVector, -1, "output of an exit");
     for (int64_t s = before; s < position; ++s) trunk_macs += trunk_[s]->dense_macs();
-    exit.worst_macs = trunk_macs;
-    for (const auto& op : exit.steps) exit.worst_macs += op->dense_macs();
+    exit.own_macs = 0;
+    for (const auto& op : exit.steps) exit.own_macs += op->dense_macs();
+    exit.worst_macs = trunk_macs + exit.own_macs;
     exits_.push_back(std::move(exit));
   }
   if (position != static_cast<int64_t>(trunk_.size())) words.fail("has steps behind its last exit");

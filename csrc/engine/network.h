@@ -18,13 +18,15 @@ struct Exit {
   std::string name;
   int64_t position;
   Steps steps;
-  int64_t output;      // value
-  int64_t worst_macs;  // of one sample up to and with this exit, everything open
+  int64_t output;  // value
+  // Of one sample, everything open: of its own steps, and of all up to and with them.
+  int64_t own_macs, worst_macs;
 };
 
 class Network {
  public:
-  explicit Network(const std::vector<uint8_t>& plan);
+  // Of a plan's bytes, which may be freed afterwards.
+  Network(const uint8_t* plan, size_t bytes);
 
   const Graph& graph() const { return graph_; }
   const Steps& trunk() const { return trunk_; }

@@ -56,8 +56,8 @@ int64_t bytes_of(int64_t dtype) {
   return 1;
 }
 
-bool is_plan(const std::vector<uint8_t>& bytes) {
-  return bytes.size() >= sizeof(kMagic) && std::memcmp(bytes.data(), kMagic, sizeof(kMagic)) == 0;
+bool is_plan(const uint8_t* data, size_t bytes) {
+  return bytes >= sizeof(kMagic) && std::memcmp(data, kMagic, sizeof(kMagic)) == 0;
 }
 
 [[noreturn]] void fail(const std::string& what) { throw PlanError("plan: " + what); }
@@ -143,13 +143,12 @@ void Words::done() const {
   if (left_ != 0) fail("has " + number(left_) + " words too many");
 }
 
-PlanFile::PlanFile(std::vector<uint8_t> bytes) : bytes_(std::move(bytes)) {
-  const int64_t size = static_cast<int64_t>(bytes_.size());
-  const uint8_t* data = bytes_.data();
+PlanFile::PlanFile(const uint8_t* data, size_t bytes) : data_(data) {
+  const int64_t size = static_cast<int64_t>(bytes);
   if (size < kHeaderBytes) fail("the file has " + number(size) + " bytes, less than a header");
-  if (!is_plan(bytes_)) fail("this is no plan: its first bytes differ");
-  const auto word = [&](int at, int bytes) {
-    return static_cast<int64_t>(little_endian(data + at, bytes));
+  if (!is_plan(data, bytes)) fail("this is no plan: its first bytes differ");
+  const auto word = [&](int at, int width) {
+    return static_cast<int64_t>(little_endian(data + at, width));
   };
   if (word(8, 4) != kPlanVersion) {
     fail("version " + number(word(8, 4)) + " of the format; this build reads version " +
@@ -168,13 +167,13 @@ PlanFile::PlanFile(std::vector<uint8_t> bytes) : bytes_(std::move(bytes)) {
                     blob_offset_ >= kHeaderBytes + 8 * words_ && blob_offset_ <= size &&
                     blob_bytes_ == size - blob_offset_;
   if (!fits) fail("graph and weights do not fit into the file");
-  if (crc32(data + kHeaderBytes, bytes_.size() - kHeaderBytes) != little_endian(data + 48, 4)) {
+  if (crc32(data + kHeaderBytes, bytes - kHeaderBytes) != little_endian(data + 48, 4)) {
     fail("the checksum of its contents differs: the file is damaged");
   }
 }
 
 Words PlanFile::graph_words(const Graph& graph) const {
-  return {bytes_.data() + kHeaderBytes, words_, graph, "the graph "};
+  return {data_ + kHeaderBytes, words_, graph, "the graph "};
 }
 
 std::string printable(const std::string& name) {
@@ -187,12 +186,17 @@ std::vector<uint8_t> read_file(const std::string& path) {
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
                                                              std::fclose);
   if (file == nullptr) fail("cannot open " + path + ": " + std::strerror(errno));
+  // Where it has an end, memory is taken once; what grows is copied, and there twice meanwhile.
+  const long size = std::fseek(file.get(), 0, SEEK_END) == 0 ? std::ftell(file.get()) : 0;
+  std::rewind(file.get());
   std::vector<uint8_t> bytes;
   std::array<uint8_t, 1 << 16> piece;
   for (;;) {
     const size_t got = std::fread(piece.data(), 1, piece.size(), file.get());
+    const bool plan = !bytes.empty() || is_plan(piece.data(), got);
+    if (plan && bytes.empty() && size > 0) bytes.reserve(static_cast<size_t>(size));
     bytes.insert(bytes.end(), piece.begin(), piece.begin() + static_cast<int64_t>(got));
-    if (got < piece.size() || !is_plan(bytes)) break;  // whatever it is, it may not fit into memory
+    if (got < piece.size() || !plan) break;  // whatever it is, it may not fit into memory
     if (static_cast<int64_t>(bytes.size()) > kMaxFileBytes) fail(path + " is too large");
   }
   if (std::ferror(file.get()) != 0) fail("cannot read " + path + ": " + std::strerror(errno));

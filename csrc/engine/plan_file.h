@@ -116,18 +116,19 @@ class Words {
   std::string where_;
 };
 
-// A plan's bytes, checked as far as its header and checksums go.
+// A plan's bytes, checked as far as its header and checksums go. They are the caller's and read
+// where they lie: a copy would take as much memory as the network itself.
 class PlanFile {
  public:
-  explicit PlanFile(std::vector<uint8_t> bytes);
+  PlanFile(const uint8_t* data, size_t bytes);
 
   PlanType type() const { return type_; }
   Words graph_words(const Graph& graph) const;
-  const uint8_t* blob() const { return bytes_.data() + blob_offset_; }
+  const uint8_t* blob() const { return data_ + blob_offset_; }
   int64_t blob_bytes() const { return blob_bytes_; }
 
  private:
-  std::vector<uint8_t> bytes_;
+  const uint8_t* data_;
   PlanType type_;
   int64_t words_, blob_offset_, blob_bytes_;
 };

@@ -164,7 +164,7 @@ void Session::begin(const Frame& f) {
   most_macs_ = 0;
   std::fill_n(macs_.begin(), f.n, 0);
   std::fill(step_ms_.begin(), step_ms_.end(), -1.0);
-  std::fill(decisions_.begin(), decisions_.end(), uint8_t{0});
+  std::fill_n(decisions_.begin(), f.n * network_->decision_bytes(), uint8_t{0});
   const Graph& graph = network_->graph();
   for (size_t b = 0; b < buffers_.size(); ++b) {
     if (graph.buffers[b].kind != Kind::kState || buffers_[b] == nullptr) continue;
@@ -175,11 +175,8 @@ void Session::begin(const Frame& f) {
 
 // What the classifier of an exit costs.
 Session::Cost Session::exit_cost(int64_t exit, int64_t n) const {
-  Cost cost{0, static_cast<double>(n) * exit_worst_ms_[static_cast<size_t>(exit)]};
-  for (const auto& op : network_->exits()[static_cast<size_t>(exit)].steps) {
-    cost.macs += op->dense_macs();
-  }
-  return cost;
+  const auto i = static_cast<size_t>(exit);
+  return {network_->exits()[i].own_macs, static_cast<double>(n) * exit_worst_ms_[i]};
 }
 
 // Whether so much may be spent on top of what has been.

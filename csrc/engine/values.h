@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <string>
 
+#include "arena.h"
 #include "op.h"
 
 namespace ddi::engine {
@@ -44,6 +45,11 @@ inline const uint8_t* dense_bits(const Frame& frame, int64_t value, void* room) 
   uint8_t* dense = static_cast<uint8_t*>(room);
   for (int64_t n = 0; n < frame.n; ++n) std::copy_n(bits + n * stride, count, dense + n * count);
   return dense;
+}
+
+// The room that they take, none for kNone.
+inline int64_t dense_bits_bytes(int64_t value, int64_t count, int64_t n) {
+  return value == kNone ? 0 : round_up(n * count, 64);
 }
 
 inline int64_t count_open(const Frame& frame, int64_t mask, int64_t sample, int64_t channels,

@@ -32,6 +32,12 @@ def seeded(model: nn.Module, seed: int = 0) -> Any:
     return model.eval()
 
 
+def make(name: str, gates: Any = None, exits: Any = None) -> Any:
+    """A seeded model of 7 classes."""
+    torch.manual_seed(0)
+    return seeded(ddi.create_model(name, gates=gates, exits=exits, num_classes=7))
+
+
 def freeze(model: nn.Module, size: int, path: Path, **kwargs: Any) -> engine.Engine:
     """The engine of a frozen model for images of 3 x size x size."""
     loading = {key: kwargs.pop(key) for key in ("max_batch", "threads") if key in kwargs}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from frozen_models import freeze, seeded
+from frozen_models import freeze, make
 from tolerances import assert_close
 
 import ddi
@@ -23,15 +23,9 @@ MODELS = {
 }
 
 
-def make(kind: str) -> Any:
-    torch.manual_seed(0)
-    name, gates = MODELS[kind]
-    return seeded(ddi.create_model(name, gates=gates, exits="default", num_classes=7))
-
-
 @pytest.fixture(params=MODELS)
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, engine.Engine]:
-    model = make(request.param)
+    model = make(*MODELS[request.param], exits="default")
     return model, freeze(model, 32, tmp_path)
 
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn as nn
 from built import Build, run
 from tiny_plans import CLASSES, CORPUS, SIZE
 
+import ddi
 from ddi_kernels import engine
 
 PLAN = CORPUS / "resnet_gated.ddi"
@@ -157,6 +160,19 @@ def test_sessions_out_of_reach(engine_build: Build, images: Path) -> None:
     assert "max_batch is 100000; expected 1 to 65536" in complaint(engine_build, PLAN, *many)
     many = ("--input", images, "--threads", "5000")
     assert "threads is 5000; expected 1 to 1024" in complaint(engine_build, PLAN, *many)
+
+
+def test_loading_holds_a_plan_once(engine_build: Build, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(3, 1024, 1), *(nn.Conv2d(1024, 1024, 1) for _ in range(12)), nn.Conv2d(1024, 3, 1)]
+    image = torch.zeros(1, 3, 1, 1)
+    ddi.freeze(nn.Sequential(*convs, nn.Flatten(), nn.Linear(3, 3)), image, tmp_path / "net.ddi")
+    np.save(tmp_path / "x.npy", image.numpy())
+    # KiB of addresses: for the file, for its weights packed, which are as large, and for all else.
+    limit = int(3.5 * (tmp_path / "net.ddi").stat().st_size) // 1024
+    limited = ("sh", "-c", 'ulimit -v "$0" && exec "$@"', str(limit), engine_build.program)
+    finished = run(*limited, tmp_path / "net.ddi", "--input", tmp_path / "x.npy")
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_output_that_cannot_be_written(engine_build: Build, images: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from frozen_models import freeze, seeded
+from frozen_models import freeze, make, seeded
 from tolerances import assert_close
 from torch import Tensor
 
@@ -28,11 +28,6 @@ MODELS = {"cifar_resnet20": 32, "resnet18": 64, "resnet50": 64}
 BOTH = ddi.DDIConfig(group_size=4)
 
 
-def make(name: str, gates: Any, exits: Any = None) -> Any:
-    torch.manual_seed(0)
-    return seeded(ddi.create_model(name, gates=gates, num_classes=7, exits=exits))
-
-
 def options(dtype: torch.dtype, size: int, channels: int = 3) -> dict[str, Any]:
     images = torch.randn(16, channels, size, size, generator=torch.Generator().manual_seed(1))
     return {"dtype": dtype} | ({"calibration": images} if dtype == torch.int8 else {})
@@ -46,7 +41,7 @@ def error(got: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("dtype", ERRORS, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_is_near_the_model(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    size, model = MODELS[name], make(name, None)
+    size, model = MODELS[name], make(name)
     frozen = freeze(model, size, tmp_path, **options(dtype, size))
     for batch in (1, 5):
         x = torch.randn(batch, 3, size, size)
@@ -102,7 +97,7 @@ def test_threads_change_nothing_in_int8(tmp_path: Path) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ERRORS, ids=str)
 def test_exits_answer_as_the_models(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = make("cifar_resnet38", None, exits="default")
+    model = make("cifar_resnet38", exits="default")
     frozen = freeze(model, 32, tmp_path, **options(dtype, 32))
     x = torch.randn(2, 3, 32, 32)
     expected = model.forward_exits(x)
@@ -257,7 +252,7 @@ def test_what_int8_does_not_have_stays_float32(tmp_path: Path) -> None:
 def test_scales_are_checked(scale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights.ConvWords, "scale", lambda *_: scale)
     with pytest.raises(ValueError, match="is not positive and finite"):
-        freeze(make("cifar_resnet8", None), 32, tmp_path, **options(torch.int8, 32))
+        freeze(make("cifar_resnet8"), 32, tmp_path, **options(torch.int8, 32))
 
 
 def test_sums_that_could_overflow_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,5 +299,5 @@ BAD = [
 @pytest.mark.parametrize(("dtype", "calibration", "message"), BAD)
 def test_bad_calibration(dtype: torch.dtype, calibration: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        freeze(make("cifar_resnet8", None), 32, tmp_path, dtype=dtype, calibration=calibration)
+        freeze(make("cifar_resnet8"), 32, tmp_path, dtype=dtype, calibration=calibration)
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from frozen_models import freeze, seeded
+from frozen_models import freeze, make
 from tolerances import assert_close
 from torch import Tensor
 
@@ -32,11 +32,6 @@ GATES = {
     "layers": ddi.DDIConfig(channels=False),
     "channels": ddi.DDIConfig(layers=False, group_size=3),
 }
-
-
-def make(name: str, gates: Any) -> Any:
-    torch.manual_seed(0)
-    return seeded(ddi.create_model(name, gates=gates, num_classes=7))
 
 
 @torch.no_grad()
@@ -87,6 +82,23 @@ def test_layouts_and_arrays(tmp_path: Path) -> None:
     got = frozen(x.detach().numpy())
     assert isinstance(got, np.ndarray) and np.array_equal(got, expected.numpy())
     assert frozen(x[:0]).shape == (0, 7)
+
+
+@pytest.mark.parametrize("gates", ["plain", "both"])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_empty_arrays_of_any_strides(batch: int, gates: str, tmp_path: Path) -> None:
+    frozen = freeze(make("cifar_resnet8", GATES[gates]), 32, tmp_path)
+    x = torch.randn(batch, 3, 32, 32)
+    if batch == 0:
+        x = x.as_strided(x.shape, (5, 0, 7, 2))
+    logits, expected = frozen(x, report=True)
+    assert logits.shape == (batch, 7) and expected.decisions.shape == (batch, frozen.decision_bytes)
+    if 0 in expected.decisions.shape:
+        for strides in ((frozen.decision_bytes, 1), (1, 1), (0, 0), (3, 2)):
+            bits = torch.empty(3, 3, dtype=torch.uint8).as_strided(expected.decisions.shape, strides)
+            for decisions in (bits, bits.numpy()):
+                again, report = frozen(x, decisions=decisions, report=True)
+                assert torch.equal(again, logits) and report.macs == expected.macs
 
 
 def test_stands_for_its_model(tmp_path: Path) -> None:
@@ -141,7 +153,7 @@ def test_many_threads_share_one_engine(tmp_path: Path) -> None:
 
 
 def test_nan_stays_in_its_sample(tmp_path: Path) -> None:
-    frozen = freeze(make("cifar_resnet8", None), 32, tmp_path)
+    frozen = freeze(make("cifar_resnet8"), 32, tmp_path)
     x = torch.randn(2, 3, 32, 32)
     expected = frozen(x)
     x[0, 0, 0, 0] = float("nan")
@@ -160,7 +172,7 @@ def test_nan_stays_in_its_sample(tmp_path: Path) -> None:
     ],
 )
 def test_bad_images(images: Any, message: str, tmp_path: Path) -> None:
-    frozen = freeze(make("cifar_resnet8", None), 32, tmp_path)
+    frozen = freeze(make("cifar_resnet8"), 32, tmp_path)
     with pytest.raises(ValueError) as error:
         frozen(images)
     assert message in str(error.value)
@@ -174,3 +186,5 @@ def test_bad_decisions(tmp_path: Path) -> None:
         frozen(x, decisions=torch.ones(1, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match="must be bool or uint8"):
         frozen(x, decisions=torch.ones(1, frozen.decision_bytes))
+    with pytest.raises(ValueError, match="decisions is not contiguous"):
+        frozen(x, decisions=torch.ones(1, 2 * frozen.decision_bytes, dtype=torch.uint8)[:, ::2])

@@ -20,7 +20,8 @@ constexpr int kThreads = 4, kRuns = 10;
 constexpr int64_t kBatch = 3;
 
 int check(const char* path) {
-  const auto network = std::make_shared<const Network>(ddi::engine::read_file(path));
+  const std::vector<uint8_t> plan = ddi::engine::read_file(path);
+  const auto network = std::make_shared<const Network>(plan.data(), plan.size());
   const ddi::engine::Buffer& input = network->input();
   std::vector<float> data(static_cast<size_t>(kBatch * input.numel()));
   for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<float>(i % 13) / 6 - 1;

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .ir import Conv, FreezeError, GateWeights, Network, Node, users
+from .ir import Conv, FreezeError, GateWeights, Network, Node, ordered, users
 from .places import Places
 from .plan import BITS, IMAGE, NONE, STATE, VECTOR, PlanWriter
 from .weights import ConvWords
@@ -39,17 +39,6 @@ def emit(
     return _Emitter(network, dtype, ranges).emit(metadata)
 
 
-def _ancestors(node: Node) -> set[Node]:
-    found: set[Node] = set()
-    stack = [node]
-    while stack:
-        one = stack.pop()
-        if one not in found:
-            found.add(one)
-            stack += one.inputs
-    return found
-
-
 class _Emitter:
     def __init__(self, network: Network, dtype: torch.dtype, ranges: dict[str, float]) -> None:
         self.network = network
@@ -72,8 +61,8 @@ class _Emitter:
 
     def emit(self, metadata: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
         outputs = self.network.outputs
-        trunk = _ancestors(outputs[-1])
-        heads = [_ancestors(output) - trunk for output in outputs[:-1]]
+        trunk = set(ordered(outputs[-1:]))
+        heads = [set(ordered([output])) - trunk for output in outputs[:-1]]
         self.late = {source: node for head in heads for node in head for source in node.inputs}
         exits: list[tuple[str, int, list[list[int]], int]] = []
         waiting = list(zip(outputs[:-1], heads, strict=True))
@@ -83,9 +72,9 @@ class _Emitter:
             while waiting and self._needs(waiting[0][1]) <= self.done:
                 exits.append(self._head(len(exits), *waiting.pop(0)))
         exits.append(("network", len(self.steps), [], self._vector(outputs[-1])))
-        source = self.network.nodes[0]
         metadata = {**metadata, "gates": self.gates, "exits": [name for name, *_ in exits]}
-        return self.plan.to_bytes(json.dumps(metadata), self.images[source], self.steps, exits), metadata
+        image = self.images[self.network.source]
+        return self.plan.to_bytes(json.dumps(metadata), image, self.steps, exits), metadata
 
     def _needs(self, head: set[Node]) -> set[Node]:
         """What a head reads of the trunk."""

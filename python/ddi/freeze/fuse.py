@@ -19,31 +19,15 @@ __all__ = ["fuse"]
 
 def fuse(network: Network, dtype: torch.dtype) -> Network:
     """The network in fewer, larger steps. Changes its nodes."""
-    for rewrite in (_vectors, _batch_norms, _additions, _relus):
-        rewrite(network)
-        _sort(network)
+    _vectors(network)
+    _batch_norms(network)
+    _additions(network)
+    _relus(network)
     if dtype != torch.bfloat16:
         _prologues(network)
-        _sort(network)
         _dense_layers(network)
-        _sort(network)
     _blocks(network)
-    _sort(network)
     return network
-
-
-def _sort(network: Network) -> None:
-    """Nodes that outputs need, each behind its inputs."""
-    done: dict[Node, None] = {network.nodes[0]: None}
-    stack = list(reversed(network.outputs))
-    while stack:
-        node = stack[-1]
-        missing = [source for source in node.inputs if source not in done]
-        if missing:
-            stack += reversed(missing)
-        else:
-            done.setdefault(stack.pop())
-    network.nodes = list(done)
 
 
 def _replace(network: Network, old: Node, new: Node) -> None:
@@ -123,7 +107,7 @@ def _additions(network: Network) -> None:
 def _relus(network: Network) -> None:
     """Activations go into what comes before them, if that can."""
     reads = users(network)
-    for node in list(network.nodes):
+    for node in network.nodes:
         if node.op != "activation":
             continue
         (x,) = node.inputs

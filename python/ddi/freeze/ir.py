@@ -1,7 +1,7 @@
 """A network on its way into a plan: what is computed, before it is decided where.
 
 Every node yields one value for each sample, an image [channels, height, width] or a vector [channels]; a
-network is its nodes in the order in which they run.
+network is what its outputs need.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Conv", "FreezeError", "GateWeights", "Network", "Node", "users"]
+__all__ = ["Conv", "FreezeError", "GateWeights", "Network", "Node", "ordered", "users"]
 
 
 class FreezeError(ValueError):
@@ -87,12 +87,30 @@ class GateWeights:
 @dataclass
 class Network:
     """Args:
-    nodes: in the order in which they run, the input first.
+    source: the image.
     outputs: the logits of each exit, the whole network's last.
     """
 
-    nodes: list[Node]
+    source: Node
     outputs: list[Node]
+
+    @property
+    def nodes(self) -> list[Node]:
+        """In the order in which they run, the image first; as the nodes' inputs are now."""
+        return ordered([self.source, *self.outputs])
+
+
+def ordered(outputs: list[Node]) -> list[Node]:
+    """The nodes that outputs need, each behind its inputs."""
+    done: dict[Node, None] = {}
+    stack = outputs[::-1]
+    while stack:
+        missing = [source for source in stack[-1].inputs if source not in done]
+        if missing:
+            stack += reversed(missing)
+        else:
+            done.setdefault(stack.pop())
+    return list(done)
 
 
 def users(network: Network) -> dict[Node, list[Node]]:

@@ -102,22 +102,15 @@ def trace(model: nn.Module, example: Tensor) -> Network:
     signature = program.graph_signature
     sources = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     sources |= signature.inputs_to_lifted_tensor_constants
+    image = Node("input", "input", [], tuple(example.shape[1:]))
     values: dict[torch.fx.Node, Any] = {}
-    nodes: list[Node] = []
-    for node in program.graph.nodes:
-        if node.op == "output":
-            break
+    *nodes, last = program.graph.nodes
+    for node in nodes:
         if node.op == "placeholder":
-            values[node] = weights[sources[node.name]] if node.name in sources else None
-            if values[node] is None:
-                values[node] = Node("input", "input", [], tuple(node.meta["val"].shape[1:]))
-                nodes.append(values[node])
-            continue
-        values[node] = _translate(node, values, model, paths)
-        if values[node] not in nodes:
-            nodes.append(values[node])
-    outputs = [values[node] for node in node.args[0]]
-    return Network(nodes, outputs)
+            values[node] = weights[sources[node.name]] if node.name in sources else image
+        else:
+            values[node] = _translate(node, values, model, paths)
+    return Network(image, [values[node] for node in last.args[0]])
 
 
 def _translate(node: torch.fx.Node, values: dict[Any, Any], model: nn.Module, paths: list[str]) -> Node:
