@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,15 @@ def _capsule(array: Any, name: str) -> Any:
     if not hasattr(array, "__dlpack__"):
         raise argument_error("engine", name, type(array).__name__, "a torch.Tensor or numpy.ndarray")
     return array.__dlpack__()
+
+
+def _budgets(max_macs: Any, deadline_ms: Any) -> tuple[int, float]:
+    """Both as the module takes them, negative for none."""
+    if max_macs is not None and not (isinstance(max_macs, Integral) and 0 <= int(max_macs) < 2**63):
+        raise argument_error("engine", "max_macs", repr(max_macs), "an int from 0 to 2**63 - 1, or None")
+    if deadline_ms is not None and not (isinstance(deadline_ms, Real) and float(deadline_ms) >= 0):
+        raise argument_error("engine", "deadline_ms", repr(deadline_ms), "milliseconds from 0 on, or None")
+    return -1 if max_macs is None else int(max_macs), -1.0 if deadline_ms is None else float(deadline_ms)
 
 
 def _module() -> Any:
@@ -139,16 +149,10 @@ class Engine:
         is_torch = isinstance(images, Tensor)
         logits: Any = torch.empty(shape, dtype=torch.float32) if is_torch else np.empty(shape, np.float32)
         bits = None if decisions is None else _capsule(decisions, "decisions")
+        budgets = _budgets(max_macs, deadline_ms)
         session = self._take()
         try:
-            session.run(
-                x,
-                _capsule(logits, "logits"),
-                -1 if max_macs is None else max_macs,
-                -1.0 if deadline_ms is None else deadline_ms,
-                bits,
-                report,
-            )
+            session.run(x, _capsule(logits, "logits"), *budgets, bits, report)
             return (logits, self._report(session, shape[0])) if report else logits
         finally:
             self._give(session)

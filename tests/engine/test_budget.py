@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from frozen_models import freeze, make
@@ -92,3 +93,24 @@ def test_a_budget_that_no_exit_fits_is_refused(case: tuple[Any, engine.Engine]) 
     first = frozen.exit_worst_macs[0]
     with pytest.raises(ValueError, match=f"no exit fits into {first - 1} MACs: the first may take {first}"):
         frozen(torch.zeros(1, 3, 32, 32), max_macs=first - 1)
+
+
+@pytest.mark.parametrize("budget", [-1, 2**63, 2**70, 1.5, "all"])
+def test_bad_macs(budget: Any, case: tuple[Any, engine.Engine]) -> None:
+    _, frozen = case
+    with pytest.raises(ValueError, match="argument 'max_macs': expected an int from 0 to"):
+        frozen(torch.randn(1, 3, 32, 32), max_macs=budget)
+
+
+@pytest.mark.parametrize("budget", [-0.5, float("nan"), "soon"])
+def test_bad_deadlines(budget: Any, case: tuple[Any, engine.Engine]) -> None:
+    _, frozen = case
+    with pytest.raises(ValueError, match="argument 'deadline_ms': expected milliseconds from 0 on"):
+        frozen(torch.randn(1, 3, 32, 32), deadline_ms=budget)
+
+
+def test_budgets_of_numpy(case: tuple[Any, engine.Engine]) -> None:
+    _, frozen = case
+    x = torch.randn(1, 3, 32, 32)
+    budget = np.int64(frozen.exit_worst_macs[0])
+    assert frozen(x, max_macs=budget, deadline_ms=np.float32(1e6), report=True)[1].exit == 0
