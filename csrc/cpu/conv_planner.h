@@ -35,6 +35,7 @@ inline int choose_strips(int64_t open, int64_t out_h, int64_t tile_rows, int max
 inline ChannelSet list_channels(const uint8_t* open, int64_t first, int64_t channels,
                                 int64_t group_size, int32_t* index, uint16_t* bits) {
   std::memset(bits, 0, static_cast<size_t>(ceil_div(channels, kLanes)) * sizeof(uint16_t));
+  if (open == nullptr) group_size = first + channels;  // one group
   // Without branches on the bits, which nothing could predict: closed groups are overwritten.
   int64_t count = 0, group = first / group_size, end;
   for (int64_t c = 0; c < channels; c = end, ++group) {

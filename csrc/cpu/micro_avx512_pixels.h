@@ -312,27 +312,48 @@ void scatter_planes(const float* src, int64_t src_stride, int64_t pixels, const 
   }
 }
 
-// Four chains a channel hide the latency of the additions.
+// Sums of N registers of channels. Four chains each hide the latency of the additions, and several
+// registers at a time read whole stretches of a pixel.
+template <int N, class Out>
+DDI_INLINE void sum_registers(const Out* src, int64_t pixel_stride, int64_t pixels, __mmask16 last,
+                              float* sum) {
+  __m512 acc[N][4];
+  DDI_UNROLL
+  for (int v = 0; v < N; ++v) {
+    DDI_UNROLL
+    for (int i = 0; i < 4; ++i) acc[v][i] = _mm512_setzero_ps();
+  }
+  const auto add = [&](int chain) {
+    DDI_UNROLL
+    for (int v = 0; v < N; ++v) {
+      const __mmask16 lanes = v == N - 1 ? last : 0xffff;
+      acc[v][chain] = _mm512_add_ps(acc[v][chain], load_lanes(src + v * kLanes, lanes));
+    }
+    src += pixel_stride;
+  };
+  for (; pixels >= 4; pixels -= 4) {
+    DDI_UNROLL
+    for (int i = 0; i < 4; ++i) add(i);
+  }
+  for (; pixels > 0; --pixels) add(0);
+  DDI_UNROLL
+  for (int v = 0; v < N; ++v) {
+    const __m512 all =
+        _mm512_add_ps(_mm512_add_ps(acc[v][0], acc[v][1]), _mm512_add_ps(acc[v][2], acc[v][3]));
+    store_lanes(sum + v * kLanes, v == N - 1 ? last : 0xffff, all);
+  }
+}
+
 template <class Out>
 void sum_pixels(const Out* src, int64_t pixel_stride, int64_t pixels, int64_t channels,
                 float* sum) {
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    const __mmask16 lanes = first_lanes(channels - c);
-    const Out* s = src + c;
-    __m512 acc[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                     _mm512_setzero_ps()};
-    int64_t p = 0;
-    for (; p + 4 <= pixels; p += 4) {
-      DDI_UNROLL
-      for (int i = 0; i < 4; ++i, s += pixel_stride) {
-        acc[i] = _mm512_add_ps(acc[i], load_lanes(s, lanes));
-      }
-    }
-    for (; p < pixels; ++p, s += pixel_stride) {
-      acc[0] = _mm512_add_ps(acc[0], load_lanes(s, lanes));
-    }
-    const __m512 all = _mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3]));
-    store_lanes(sum + c, lanes, all);
+  constexpr int64_t kFour = 4 * kLanes;
+  int64_t c = 0;
+  for (; c + kFour <= channels; c += kFour) {
+    sum_registers<4>(src + c, pixel_stride, pixels, 0xffff, sum + c);
+  }
+  for (; c < channels; c += kLanes) {
+    sum_registers<1>(src + c, pixel_stride, pixels, first_lanes(channels - c), sum + c);
   }
 }
 
