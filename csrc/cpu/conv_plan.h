@@ -43,11 +43,11 @@ struct ConvPlan {
   Segment* segment;
   Cell* panels;
   Acc *bias, *scale;
-  int32_t* start;            // of integer sums, by compact panel
-  Acc* factor;               // of integer sums
-  T *pre_scale, *pre_shift;  // of the open inputs, if the call has them
-  const Cell** panel;        // weights of each compact panel
-  int64_t* panel_out;        // its first column in y, if direct_out
+  int32_t* start;              // of integer sums, by compact panel
+  Acc* factor;                 // of integer sums
+  Acc *pre_scale, *pre_shift;  // of the open inputs, if the call has them
+  const Cell** panel;          // weights of each compact panel
+  int64_t* panel_out;          // its first column in y, if direct_out
 
   int winograd;  // m of the transform that the sample takes, or 0
   int64_t taps;  // of its weights: of the kernel, or positions of the transform
@@ -104,8 +104,8 @@ ConvPlan<T> make_conv_plan(const Conv2dShape& s, Arena& arena) {
     plan.start = arena.take<int32_t>(panels * kLanes);
     plan.factor = arena.take<typename Types<T>::Acc>(panels * kLanes);
   }
-  plan.pre_scale = arena.take<T>(ci);
-  plan.pre_shift = arena.take<T>(ci);
+  plan.pre_scale = arena.take<typename Types<T>::Acc>(ci);
+  plan.pre_shift = arena.take<typename Types<T>::Acc>(ci);
   plan.panel = arena.take<const typename Types<T>::Cell*>(panels);
   plan.panel_out = arena.take<int64_t>(panels);
   return plan;

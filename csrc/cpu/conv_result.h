@@ -91,7 +91,7 @@ void write_result(const GatedConv2d<T>& args, const ConvPlan<T>& p, const Result
       return;
     }
   }
-  if (args.channels_last && args.leave_closed) {
+  if (args.channels_last && args.leave_closed && micro<T>().scatter_pixels != nullptr) {
     micro<T>().scatter_pixels(r.data, r.stride, r.pixels, p.out, stride, args.y + r.at);
     return;
   }

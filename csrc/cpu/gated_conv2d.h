@@ -53,12 +53,14 @@ struct GatedConv2d {
   bool to_interior = false;
   int64_t halo_h = 0, halo_w = 0;  // of what is written
   // [ci] or nullptr: relu(pre_scale * x + pre_shift) takes the place of open inputs, not of
-  // padding.
-  const T *pre_scale = nullptr, *pre_shift = nullptr;
+  // padding. Not of half and int8.
+  const Acc *pre_scale = nullptr, *pre_shift = nullptr;
   // Where y is a part of a larger tensor, without a residual: from sample to sample, and from pixel
   // to pixel if channels_last, else from plane to plane. 0: y is dense.
   int64_t y_sample_stride = 0, y_stride = 0;
-  bool leave_closed = false;  // closed outputs are not written; only without residual and relu
+  // Closed outputs are not written, but for those of bfloat16 pixels in samples that have open
+  // ones; only without residual and relu.
+  bool leave_closed = false;
 
   int64_t out_stride() const {
     if (y_stride != 0) return y_stride;

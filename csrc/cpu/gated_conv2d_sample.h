@@ -14,6 +14,7 @@
 #include "conv_planner.h"
 #include "conv_prefetch.h"
 #include "conv_result.h"
+#include "micro_elementwise.h"
 #include "winograd_block.h"
 
 namespace ddi {
@@ -141,13 +142,23 @@ class SampleConv {
     } else {
       gather_strided(p, src, dst);
     }
-    if constexpr (kSameIn) {
-      if (a_.pre_scale != nullptr) {
-        micro_.affine_relu(s_.w, p.in.open, p.pre_scale, p.pre_shift, dst);
-      }
-    }
+    if (a_.pre_scale != nullptr) prologue(p, dst);
     dst += s_.w * p.cells;
     std::fill(dst, dst + side, Types<T>::kZero);
+  }
+
+  // relu(pre_scale * x + pre_shift) of a row of copied pixels.
+  void prologue(const ConvPlan<T>& p, Cell* row) const {
+    if constexpr (kSameIn) {
+      micro_.affine_relu(s_.w, p.in.open, p.pre_scale, p.pre_shift, row);
+    } else if constexpr (std::is_same<T, bf16>::value) {
+      // Channels in their order; what is left of a last cell stays zero.
+      bf16* x = reinterpret_cast<bf16*>(row);
+      const int64_t stride = p.cells * Types<T>::kPack;
+      const ActivationRow<bf16> pixels = {s_.w,    p.in.open, x,      p.pre_scale, p.pre_shift,
+                                          nullptr, x,         stride, 0,           stride};
+      elementwise_micro<bf16>().activate[static_cast<int>(Activation::kRelu)](pixels);
+    }
   }
 
   // A pixel at a time, made contiguous first.

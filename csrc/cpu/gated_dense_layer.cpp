@@ -37,10 +37,11 @@ void find_samples_with_outputs(const GatedConv2d<T>& conv, uint8_t* any) {
 // are summed as well, whatever they hold, and dropped.
 template <class T>
 void pool(const GatedDenseLayer<T>& layer, int64_t sample, bool kept) {
+  using Acc = typename Types<T>::Acc;
   const GatedConv2d<T>& conv = layer.conv2;
   const int64_t channels = conv.shape.co, pixels = conv.shape.out_h() * conv.shape.out_w();
   const int64_t groups = ceil_div(channels, conv.out_group_size);
-  T* mean = layer.pooled + sample * channels;
+  Acc* mean = layer.pooled + sample * channels;
   if (kept) {
     const T* y = conv.y + sample * conv.out_sample_stride();
     pool_sample(y, conv.channels_last, conv.out_stride(), channels, pixels, mean);
@@ -48,7 +49,7 @@ void pool(const GatedDenseLayer<T>& layer, int64_t sample, bool kept) {
   for (int64_t c = 0; c < channels; ++c) {
     const bool open =
         conv.out_open == nullptr || conv.out_open[sample * groups + c / conv.out_group_size] != 0;
-    if (!open) mean[c] = T(0);
+    if (!open) mean[c] = Acc(0);
   }
 }
 
@@ -75,18 +76,19 @@ void gated_dense_layer(const GatedDenseLayer<T>& layer, int64_t threads,
   const auto finish = [&](int64_t sample, bool kept) {
     const GatedConv2d<T>& conv = layer.conv2;
     const int64_t numel = conv.out_sample_stride();
-    if (!kept && !conv.leave_closed) std::fill_n(conv.y + sample * numel, numel, T(0));
+    if (!kept && !conv.leave_closed) std::fill_n(conv.y + sample * numel, numel, T{});
     if (layer.pooled != nullptr) pool(layer, sample, kept);
   };
   chain.finish = finish;
   conv_chain(chain, threads, parallel_for, static_cast<char*>(workspace) + arena.used());
 }
 
-template int64_t gated_dense_layer_workspace_bytes<float>(const GatedDenseLayer<float>&, int64_t);
-template int64_t gated_dense_layer_workspace_bytes<double>(const GatedDenseLayer<double>&, int64_t);
-template void gated_dense_layer<float>(const GatedDenseLayer<float>&, int64_t, const ParallelFor&,
-                                       void*);
-template void gated_dense_layer<double>(const GatedDenseLayer<double>&, int64_t, const ParallelFor&,
-                                        void*);
+#define DDI_INSTANTIATE(T)                                                                   \
+  template int64_t gated_dense_layer_workspace_bytes<T>(const GatedDenseLayer<T>&, int64_t); \
+  template void gated_dense_layer<T>(const GatedDenseLayer<T>&, int64_t, const ParallelFor&, void*);
+
+DDI_INSTANTIATE(float)
+DDI_INSTANTIATE(double)
+DDI_INSTANTIATE(bf16)
 
 }  // namespace ddi

@@ -12,7 +12,7 @@ namespace ddi {
 template <class T>
 struct GatedDenseLayer {
   GatedConv2d<T> conv1, conv2;
-  T* pooled;  // [n][co of conv2], 0 where closed, or nullptr
+  typename Types<T>::Acc* pooled;  // [n][co of conv2], 0 where closed, or nullptr
 };
 
 template <class T>

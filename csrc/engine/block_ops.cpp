@@ -48,6 +48,7 @@ class BlockOp : public BlockBase<T> {
 };
 
 // A layer of a dense block: new channels behind those of the concatenation that it reads.
+template <class T>
 class DenseLayerOp : public Op {
  public:
   explicit DenseLayerOp(Words& words)
@@ -88,13 +89,13 @@ class DenseLayerOp : public Op {
   }
 
   void run(const Frame& frame) const override {
-    GatedDenseLayer<float> layer = args(frame.n);
+    GatedDenseLayer<T> layer = args(frame.n);
     char* room = static_cast<char*>(frame.workspace);
     set_input(frame, in_, &layer.conv1.x, layer.conv1.x_stride);
     if (in_mask_ != kNone) layer.conv1.in_open = dense_bits(frame, in_mask_, room);
     room += dense_bits_bytes(in_mask_, conv1_.shape.ci, frame.n);
     if (out_open_ != kNone) layer.conv2.out_open = frame.at<uint8_t>(out_open_);
-    layer.conv2.y = frame.at<float>(out_);
+    layer.conv2.y = frame.at<T>(out_);
     layer.conv2.y_sample_stride = frame.stride(out_);
     layer.conv2.y_stride = frame.graph.buffer_of(out_).channels;
     float* pooled = reinterpret_cast<float*>(room);
@@ -144,8 +145,8 @@ class DenseLayerOp : public Op {
     return out_pooled_ == kNone ? 0 : round_up(n * conv2_.shape.co * 4, 64);
   }
 
-  GatedDenseLayer<float> args(int64_t n) const {
-    GatedDenseLayer<float> layer = {};
+  GatedDenseLayer<T> args(int64_t n) const {
+    GatedDenseLayer<T> layer = {};
     layer.conv1 = conv1_.args(n);
     layer.conv1.pre_scale = scale_.data();
     layer.conv1.pre_shift = shift_.data();
@@ -157,7 +158,7 @@ class DenseLayerOp : public Op {
 
   const int64_t in_, out_, in_mask_, out_open_, group_size_, out_mask_, out_pooled_;
   const std::vector<float> scale_, shift_;
-  const ConvWeights<float> conv1_, conv2_;
+  const ConvWeights<T> conv1_, conv2_;
 };
 
 }  // namespace
@@ -167,9 +168,14 @@ std::unique_ptr<Op> read_block(Words& words) {
   return std::make_unique<BlockOp<T>>(words);
 }
 
-std::unique_ptr<Op> read_dense_layer(Words& words) { return std::make_unique<DenseLayerOp>(words); }
+template <class T>
+std::unique_ptr<Op> read_dense_layer(Words& words) {
+  return std::make_unique<DenseLayerOp<T>>(words);
+}
 
 template std::unique_ptr<Op> read_block<float>(Words&);
 template std::unique_ptr<Op> read_block<bf16>(Words&);
+template std::unique_ptr<Op> read_dense_layer<float>(Words&);
+template std::unique_ptr<Op> read_dense_layer<bf16>(Words&);
 
 }  // namespace ddi::engine

@@ -28,8 +28,8 @@ class Conv2dOp : public Op {
     if (residual_ != kNone) reads.push_back(residual_);
     if (in_mask_ != kNone) reads.push_back(in_mask_);
     writes = {out_};
-    if (std::is_same<T, bf16>::value && (conv_.shape.groups > 1 || !pre_scale_.empty())) {
-      words.fail("bfloat16 has no such convolution");
+    if (std::is_same<T, bf16>::value && conv_.shape.groups > 1) {
+      words.fail("bfloat16 has no convolution groups");
     }
   }
 
@@ -50,10 +50,10 @@ class Conv2dOp : public Op {
         args.x = frame.image;
         std::copy_n(frame.image_stride, 4, args.x_stride);
       }
-      if (!pre_scale_.empty()) {
-        args.pre_scale = pre_scale_.data();
-        args.pre_shift = pre_shift_.data();
-      }
+    }
+    if (!pre_scale_.empty()) {
+      args.pre_scale = pre_scale_.data();
+      args.pre_shift = pre_shift_.data();
     }
     if (in_mask_ != kNone) args.in_open = dense_bits(frame, in_mask_, frame.workspace);
     if (residual_ != kNone) args.residual = frame.at<T>(residual_);

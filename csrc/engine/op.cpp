@@ -1,7 +1,5 @@
 #include "op.h"
 
-#include <type_traits>
-
 #include "dtypes.h"
 #include "ops.h"
 
@@ -30,8 +28,7 @@ std::unique_ptr<Op> read_typed(OpCode code, Words& words) {
     case OpCode::kCopy:
       return read_copy<T>(words);
     case OpCode::kDenseLayer:
-      if (std::is_same<T, float>::value) return read_dense_layer(words);
-      words.fail("is a dense layer, which is there in float32 only");
+      return read_dense_layer<T>(words);
     case OpCode::kConv2dInt8:
     case OpCode::kBlockInt8:
       if (words.graph().type != PlanType::kInt8)

@@ -16,6 +16,7 @@ std::unique_ptr<Op> read_linear(Words& words);
 // block_ops.cpp
 template <class T>
 std::unique_ptr<Op> read_block(Words& words);
+template <class T>
 std::unique_ptr<Op> read_dense_layer(Words& words);
 
 // int8_ops.cpp

@@ -24,8 +24,13 @@ pytest.importorskip("ddi_kernels._engine", reason="ddi_kernels._engine is not bu
 
 # Of the logits of a batch, by their norms, in untrained networks, whose errors no training has made harmless.
 ERRORS = {torch.bfloat16: 0.02, torch.int8: 0.08}
-MODELS = {"cifar_resnet20": 32, "resnet18": 64, "resnet50": 64}
+MODELS = {"cifar_resnet20": 32, "resnet18": 64, "resnet50": 64, "densenet_bc40": 32}
 BOTH = ddi.DDIConfig(group_size=4)
+# The layers of DenseNets: any channels open, so that pairs of bfloat16 are half open, too.
+GATED = {name: (size, BOTH) for name, size in MODELS.items() if "densenet" not in name} | {
+    "densenet_bc40": (32, ddi.DenseDDIConfig()),
+    "densenet121": (64, ddi.DenseDDIConfig(group_size=5)),
+}
 
 
 def options(dtype: torch.dtype, size: int, channels: int = 3) -> dict[str, Any]:
@@ -52,9 +57,10 @@ def test_is_near_the_model(name: str, dtype: torch.dtype, tmp_path: Path) -> Non
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ERRORS, ids=str)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", GATED)
 def test_is_near_the_gated_model(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    size, model = MODELS[name], make(name, BOTH)
+    size, gates = GATED[name]
+    model = make(name, gates)
     count = freeze(model, size, tmp_path).decision_bytes
     # Scales hold for decisions that calibration has seen.
     with forced(model, torch.rand(16, count) < torch.linspace(0, 1, 16)[:, None]):
@@ -219,17 +225,19 @@ def test_convolutions_are_their_operator(tmp_path: Path) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("gates", [None, ddi.DenseDDIConfig(group_size=4)], ids=["plain", "gated"])
-def test_densenets(gates: Any, tmp_path: Path) -> None:
+def test_densenets_of_int8_stay_float32(gates: Any, tmp_path: Path) -> None:
     model, x = make("densenet_bc40", gates), torch.randn(2, 3, 32, 32)
     expected = freeze(model, 32, tmp_path)(x)
-    # Their layers and transitions stay float32.
     assert torch.equal(freeze(model, 32, tmp_path, **options(torch.int8, 32))(x), expected)
-    if gates is None:
-        got = freeze(model, 32, tmp_path, dtype=torch.bfloat16)(x)
-        assert 0 < error(got, expected) < ERRORS[torch.bfloat16]
-        return
-    with pytest.raises(ddi.FreezeError, match="is a gated dense layer, which bfloat16 does not have"):
-        freeze(model, 32, tmp_path, dtype=torch.bfloat16)
+
+
+@torch.no_grad()
+def test_densenets_of_bfloat16_share_out_their_work(tmp_path: Path) -> None:
+    model = make("densenet_bc40", ddi.DenseDDIConfig())
+    one, three = (freeze(model, 32, tmp_path, threads=n, dtype=torch.bfloat16) for n in (1, 3))
+    for batch in (1, 5):
+        x = torch.randn(batch, 3, 32, 32)
+        assert torch.equal(one(x), three(x))
 
 
 @torch.no_grad()

@@ -88,6 +88,6 @@ def freeze(
         "version": ddi.__version__,
         "dense_macs": dense_macs(model, example_input.shape),
     }
-    plan, metadata = emit(fuse(network, dtype), dtype, metadata, ranges)
+    plan, metadata = emit(fuse(network), dtype, metadata, ranges)
     write_atomic(path, plan)
     return metadata

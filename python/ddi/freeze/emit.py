@@ -230,8 +230,6 @@ class _Emitter:
         return self.plan.buffer_of(self._part(self.concatenations, IMAGE, root))[0]
 
     def _dense_layer_step(self, node: Node) -> None:
-        if self.plan.dtype == torch.bfloat16:
-            raise FreezeError(f"freeze: {node.name} is a gated dense layer, which bfloat16 does not have")
         (source,) = node.inputs
         gate: GateWeights | None = node.attrs["gate"]
         bits, size = NONE, 1

@@ -17,15 +17,14 @@ from .ir import Conv, FreezeError, Network, Node, users
 __all__ = ["fuse"]
 
 
-def fuse(network: Network, dtype: torch.dtype) -> Network:
+def fuse(network: Network) -> Network:
     """The network in fewer, larger steps. Changes its nodes."""
     _vectors(network)
     _batch_norms(network)
     _additions(network)
     _relus(network)
-    if dtype != torch.bfloat16:
-        _prologues(network)
-        _dense_layers(network)
+    _prologues(network)
+    _dense_layers(network)
     _blocks(network)
     return network
 
