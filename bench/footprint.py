@@ -18,11 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ddi.ort import export_onnx
-
-from .networks import NETWORKS, make_case
+from .networks import Network, make_case
 
 PROCESSES = 3
 _CALLS = 3
@@ -116,21 +112,20 @@ def measure(runtime: str, path: Path, size: int) -> Footprint:
     return Footprint(**{key: statistics.median(one[key] for one in seen) for key in seen[0]})
 
 
-def footprints(name: str) -> list[dict[str, Any]]:
+def footprints(network: Network) -> list[dict[str, Any]]:
     """A row for the gated network in the engine, and for the dense one in every runtime."""
-    network = next(one for one in NETWORKS if one.name == name)
     case = make_case(network, 1, 1, "fp32")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         plan, gated, onnx = (Path(folder) / file for file in ("plain.ddi", "gated.ddi", "plain.onnx"))
         case.freeze(case.plain, plan)
         case.freeze(case.gated, gated)
-        onnx.write_bytes(export_onnx(case.plain, torch.cat([case.images[0][:1]] * 2)))
+        onnx.write_bytes(case.onnx())
         files = [("engine", "gated", gated), ("engine", "dense", plan)]
         files += [(runtime, "dense", onnx) for runtime in ("onnxruntime", "openvino")]
         for runtime, kind, path in files:
             seen = asdict(measure(runtime, path, network.size))
-            row = {"case": name, "provider": runtime, "network": kind, "dtype": "fp32", "threads": 1}
+            row = {"case": network.name, "provider": runtime, "network": kind, "dtype": "fp32", "threads": 1}
             row["file_mib"] = path.stat().st_size / 2**20
             rows.append({**row, **{key: round(value, 3) for key, value in seen.items()}})
     return rows

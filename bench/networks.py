@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ddi
 from ddi.demo import pretrained
+from ddi.ort import export_onnx
 from ddi_kernels import engine
 
 POOL = 256
@@ -63,6 +64,10 @@ class Case:
     images: list[Tensor]
     gated: Any
     plain: Any
+
+    def onnx(self) -> bytes:
+        """The dense network for other runtimes, its batch left open."""
+        return export_onnx(self.plain, torch.cat([self.images[0][:1]] * 2))
 
     def freeze(self, model: Any, path: Path) -> engine.Engine:
         ddi.freeze(model, self.images[0][:1], path, DTYPES[self.dtype])
