@@ -173,8 +173,6 @@ template <class Op, int R, int V>
 DDI_INLINE void finish_tile(const ConvTile<typename Op::Type>& t, int pixels, const Sums& sums) {
   for (int v = 0; v < V; ++v) {
     const __mmask16 lanes = first_lanes(v == V - 1 ? t.last_lanes : kLanes);
-    const __m512 bias =
-        t.bias == nullptr ? _mm512_setzero_ps() : _mm512_loadu_ps(t.bias + v * kLanes);
     for (int r = 0; r < R; ++r) {
       for (int p = 0; p < (pixels + 1 - r) / 2; ++p) {
         const __m512i sum = _mm512_load_si512(sums.of[2 * r + v] + p * kLanes);
@@ -182,7 +180,7 @@ DDI_INLINE void finish_tile(const ConvTile<typename Op::Type>& t, int pixels, co
         if (t.bias == nullptr) {
           _mm512_storeu_ps(t.out[r] + at, Op::value(t, v, sum));
         } else {
-          store_outputs<Op>(t, r, at, v, lanes, bias, sum);
+          store_outputs<Op>(t, r, at, v, lanes, Op::value(t, v, sum));
         }
       }
     }

@@ -16,40 +16,77 @@
 namespace ddi {
 namespace {
 
+enum Finish { kSums, kBias, kBiasResidual };  // what follows the sums of whole panels
+
+// Of [pixel][panel] sums; what a tile says is read once, because for all that the compiler knows
+// every store changes it.
+template <Finish F, class Op, int P, int V>
+DDI_INLINE void finish_whole(const ConvTile<typename Op::Type>& t, typename Op::Sum (&acc)[P][V]) {
+  constexpr int kFirst = (P + 1) / 2;
+  const __m512 floor = _mm512_set1_ps(t.relu ? 0.0f : -__builtin_inff());
+  const int64_t stride = t.out_stride;
+  float* const out[2] = {t.out[0], t.out[1]};
+  const float* const residual[2] = {t.residual[0], t.residual[1]};
+  DDI_UNROLL
+  for (int v = 0; v < V; ++v) {
+    const int64_t column = t.out_at[v];
+    const __m512 bias = F == kSums ? _mm512_setzero_ps() : _mm512_loadu_ps(t.bias + v * kLanes);
+    DDI_UNROLL
+    for (int p = 0; p < P; ++p) {
+      const int run = p < kFirst ? 0 : 1;
+      const int64_t at = (p - run * kFirst) * stride + column;
+      __m512 y = Op::value(t, v, acc[p][v]);
+      if (F != kSums) y = _mm512_add_ps(y, bias);
+      if (F == kBiasResidual) y = _mm512_add_ps(y, _mm512_loadu_ps(residual[run] + at));
+      // max returns its second operand if either is NaN, so NaN passes through.
+      if (F != kSums) y = _mm512_max_ps(floor, y);
+      _mm512_storeu_ps(out[run] + at, y);
+    }
+  }
+}
+
 // What follows the sums of one panel of one pixel, which is `at` in its run.
 template <class Op>
 DDI_INLINE void store_outputs(const ConvTile<typename Op::Type>& t, int run, int64_t at, int panel,
-                              __mmask16 lanes, __m512 bias, typename Op::Sum sum) {
-  __m512 y = _mm512_add_ps(Op::value(t, panel, sum), bias);
+                              __mmask16 lanes, __m512 sums) {
+  __m512 y = _mm512_add_ps(sums, _mm512_loadu_ps(t.bias + panel * kLanes));
   if (t.scale != nullptr) y = _mm512_mul_ps(y, _mm512_loadu_ps(t.scale + panel * kLanes));
   if (t.residual[0] != nullptr) y = _mm512_add_ps(y, load_lanes(t.residual[run] + at, lanes));
   store_lanes(t.out[run] + at, lanes, activate(y, t.relu));
 }
 
+// The rest: sums times a scale, and panels of which not all columns exist. Once for tiles of all
+// sizes, which would fill half the code with it.
+template <class Op>
+__attribute__((noinline)) void finish_sums(const ConvTile<typename Op::Type>& t, int pixels,
+                                           int panels, const float* sums) {
+  const int first = (pixels + 1) / 2;
+  for (int p = 0; p < pixels; ++p) {
+    const int run = p < first ? 0 : 1;
+    for (int v = 0; v < panels; ++v, sums += kLanes) {
+      const int64_t at = (p - run * first) * t.out_stride + t.out_at[v];
+      const __mmask16 lanes = first_lanes(v == panels - 1 ? t.last_lanes : kLanes);
+      store_outputs<Op>(t, run, at, v, lanes, _mm512_load_ps(sums));
+    }
+  }
+}
+
 template <class Op, int P, int V>
 DDI_INLINE void finish(const ConvTile<typename Op::Type>& t, typename Op::Sum (&acc)[P][V]) {
-  constexpr int kFirst = (P + 1) / 2;
-  if (t.bias == nullptr) {
-    DDI_UNROLL
-    for (int p = 0; p < P; ++p) {
-      const int run = p < kFirst ? 0 : 1;
-      float* out = t.out[run] + (p - run * kFirst) * t.out_stride;
-      DDI_UNROLL
-      for (int v = 0; v < V; ++v) _mm512_storeu_ps(out + t.out_at[v], Op::value(t, v, acc[p][v]));
-    }
-    return;
+  if (t.bias == nullptr) return finish_whole<kSums, Op>(t, acc);
+  if (t.scale == nullptr && t.last_lanes == kLanes) {
+    if (t.residual[0] == nullptr) return finish_whole<kBias, Op>(t, acc);
+    return finish_whole<kBiasResidual, Op>(t, acc);
   }
+  alignas(64) float sums[P * V * kLanes];
   DDI_UNROLL
-  for (int v = 0; v < V; ++v) {
-    const __mmask16 lanes = first_lanes(v == V - 1 ? t.last_lanes : kLanes);
-    const __m512 bias = _mm512_loadu_ps(t.bias + v * kLanes);
+  for (int p = 0; p < P; ++p) {
     DDI_UNROLL
-    for (int p = 0; p < P; ++p) {
-      const int run = p < kFirst ? 0 : 1;
-      const int64_t at = (p - run * kFirst) * t.out_stride + t.out_at[v];
-      store_outputs<Op>(t, run, at, v, lanes, bias, acc[p][v]);
+    for (int v = 0; v < V; ++v) {
+      _mm512_store_ps(sums + (p * V + v) * kLanes, Op::value(t, v, acc[p][v]));
     }
   }
+  finish_sums<Op>(t, P, V, sums);
 }
 
 // S neighbouring activations, repeated over the lanes.
