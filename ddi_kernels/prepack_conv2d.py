@@ -8,14 +8,16 @@ Each convolution group has panels of its own; of a depthwise convolution a row h
 one tap. Done once per model, not per call.
 
 Narrow 3x3 convolutions with stride 1 take 2.25 or 4 times fewer multiplications after Winograd's transform
-F(m x m, 3x3), m = 2 or 4 (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016). Their
-panels may be followed by the transformed weights, [ceil(Co/16)][(m+2)^2][Ci][16], of m = 4 up to 128 channels
-and then of m = 2 up to 256: which of the three a call uses depends on its image and gates.
+F(m x m, 3x3), m = 2 or 4 (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016), and 7x7
+ones with stride 2 take 3 times fewer after F(3x3, 4x4), of their 4x4 taps over each of four phases of the
+image: its even and odd rows and columns. Their panels may be followed by the transformed weights,
+[ceil(Co/16)][position][column phase][Ci][row phase][16], of m = 4 up to 128 channels and then of m = 2 up to
+256, or of m = 3: which a call uses depends on its image and gates.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +40,22 @@ GROUPED_DTYPES = (torch.float32, torch.float64)  # with kernels for more than on
 _TOGETHER = {torch.bfloat16: 2, torch.int8: 4}
 
 
-_WINOGRAD_CHANNELS = {4: 128, 2: 256}  # the widest convolutions that are transformed, by m
+class Transform(NamedTuple):
+    """F(m x m) of a square kernel: the side of a tile of inputs, the phases of the image along an axis,
+    and the most output channels, or input channels times phases, that it is used for."""
+
+    kernel: int
+    m: int
+    side: int
+    phases: int
+    most: int
+
+
+_TRANSFORMS = [
+    Transform(kernel=3, m=4, side=6, phases=1, most=128),
+    Transform(kernel=3, m=2, side=4, phases=1, most=256),
+    Transform(kernel=7, m=3, side=6, phases=2, most=128),
+]
 
 
 def packed_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -54,16 +71,17 @@ def _panels_numel(weight: Tensor, groups: int) -> int:
     return groups * -(-(co // groups) // PANEL) * kh * kw * (-(-ci // together) * together) * PANEL
 
 
-def _transforms(weight: Tensor, groups: int) -> list[int]:
-    """m of the transforms F(m x m, 3x3) that a weight has."""
-    if weight.dtype not in (torch.float32, torch.float16) or groups != 1 or tuple(weight.shape[2:]) != (3, 3):
+def _transforms(weight: Tensor, groups: int) -> list[Transform]:
+    """Those that a weight has."""
+    if weight.dtype not in (torch.float32, torch.float16) or groups != 1:
         return []
-    return [m for m, most in _WINOGRAD_CHANNELS.items() if max(weight.shape[:2]) <= most]
+    co, ci, kh, kw = weight.shape
+    return [t for t in _TRANSFORMS if kh == kw == t.kernel and max(co, t.phases**2 * ci) <= t.most]
 
 
 def _numel(weight: Tensor, groups: int, winograd: bool) -> int:
     transforms = _transforms(weight, groups) if winograd else []
-    rows = sum((m + 2) ** 2 for m in transforms) * -(-weight.shape[0] // PANEL)
+    rows = sum((t.side * t.phases) ** 2 for t in transforms) * -(-weight.shape[0] // PANEL)
     return _panels_numel(weight, groups) + rows * weight.shape[1] * PANEL
 
 
@@ -89,10 +107,10 @@ def prepack_conv2d(weight: Tensor, groups: int = 1, winograd: bool = True) -> Te
     Args:
         weight: Tensor[Co, Ci / groups, kh, kw], float32, float64, float16, bfloat16 or int8.
         groups: convolution groups, a divisor of Co; must be 1 unless weight is float32 or float64.
-        winograd: whether the weights of a narrow 3x3 convolution in float32 or float16 are stored transformed
-            as well (up to 6.8 times the memory), for Winograd's algorithm wherever it is faster. Its results
-            differ by rounding, and NaN or infinity in an open input channel may spread to all of a tile of
-            4x4 outputs. Without use for strides or dilations other than 1.
+        winograd: whether the weights of a narrow 3x3 or 7x7 convolution in float32 or float16 are stored
+            transformed as well (up to 6.8 times the memory), for Winograd's algorithm wherever it is faster.
+            Its results differ by rounding, and NaN or infinity in an open input channel may spread to all of
+            a tile of 4x4 or 3x3 outputs. Of use with stride 1 for 3x3 and 2 for 7x7, without dilation.
 
     Returns:
         1-dimensional tensor, [groups][ceil(Co/groups/16)][kh][kw][ceil(Ci/groups/p)][16][p] flattened, with
@@ -150,28 +168,35 @@ def reference(weight: Tensor, groups: int, winograd: bool) -> Tensor:
     padded = F.pad(panels, (0, 0, 0, 0, 0, -ci % together, 0, -(co // groups) % PANEL))
     cells = padded.reshape(-1, PANEL, -(-ci // together), together, kh, kw)
     parts = [cells.permute(0, 4, 5, 2, 1, 3).flatten()]
-    for m in _transforms(weight, groups) if winograd else []:
-        points = torch.tensor(_winograd_points(m), dtype=torch.float64)
-        padded = F.pad(points @ weight.double() @ points.T, (0, 0, 0, 0, 0, 0, 0, -co % PANEL))
-        parts.append(padded.reshape(-1, PANEL, ci, (m + 2) ** 2).permute(0, 3, 2, 1).flatten())
+    parts += [_transformed(weight.double(), t) for t in (_transforms(weight, groups) if winograd else [])]
     return torch.cat([part.to(packed_dtype(weight.dtype)) for part in parts])
 
 
-def _winograd_points(m: int) -> list[list[float]]:
-    """G of F(m x m, 3x3): row i evaluates a kernel of three taps at a point, with the sign and scale
-    that go with it.
+def _transformed(weight: Tensor, transform: Transform) -> Tensor:
+    co, ci, kh, kw = weight.shape
+    p = transform.phases
+    phases = F.pad(weight, (0, -kw % p, 0, -kh % p, 0, 0, 0, -co % PANEL))
+    # [panel, lane, ci, tap row, row phase, tap column, column phase] to [..., ci, phases, taps].
+    phases = phases.reshape(-1, PANEL, ci, -(-kh // p), p, -(-kw // p), p).permute(0, 1, 2, 4, 6, 3, 5)
+    points = torch.tensor(_winograd_points(transform), dtype=torch.float64)
+    positions = (points @ phases @ points.T).flatten(-2)
+    return positions.permute(0, 5, 4, 2, 3, 1).flatten()
 
-    Points are 0, 1, -1 and infinity for m = 2, and 0, +-5/8, +-3/2 and infinity for m = 4, where the
-    textbook's 1 and 2 lose four times as many digits.
+
+def _winograd_points(transform: Transform) -> list[list[float]]:
+    """G: row i evaluates the polynomial of the taps at a point, with the sign and scale that go with it.
+
+    Points are 0, 1, -1 and infinity for m = 2, else 0, +-5/8, +-3/2 and infinity, where the textbook's 1
+    and 2 lose four times as many digits.
     """
-    if m == 2:
+    if transform.m == 2:
         return [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
-    a, b = 0.625, 1.5
-    rows: list[list[float]] = [[1 / (a * b) ** 2, 0, 0]]
+    a, b, taps = 0.625, 1.5, transform.side - transform.m + 1
+    rows: list[list[float]] = [[1 / (a * b) ** 2] + [0] * (taps - 1)]
     for near, far in ((a, b), (b, a)):
         scale = 1 / (2 * near**2 * (near**2 - far**2))
-        rows += [[scale, s * near * scale, near**2 * scale] for s in (1, -1)]
-    return [*rows, [0, 0, 1]]
+        rows += [[scale * (s * near) ** i for i in range(taps)] for s in (1, -1)]
+    return [*rows, [0] * (taps - 1) + [1]]
 
 
 def _fake(weight: Tensor, groups: int, winograd: bool) -> Tensor:

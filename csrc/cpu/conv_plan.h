@@ -18,9 +18,13 @@ constexpr int64_t kGroupBytes = 640 * 1024;  // weight panels of a tile, to stay
 // Beyond four panels too few lanes are empty for strips to pay.
 constexpr int64_t kMaxStripChannels = 4 * kLanes;
 
-// Of the transforms that a convolution may take.
-inline int64_t most_positions(const Conv2dShape& s) {
-  return s.winograd ? winograd_positions(has_winograd(4, s.co, s.ci) ? 4 : 2) : 0;
+// Of the kernel, or of the transforms that the convolution may take.
+inline int64_t most_taps(const Conv2dShape& s) {
+  int64_t most = s.kh * s.kw;
+  for (const int m : winograd_forms(s.kh, s.kw).m) {
+    if (s.winograd && has_winograd(m, s.co, s.ci)) most = std::max(most, winograd_taps(m));
+  }
+  return most;
 }
 
 // With strips a panel holds fewer channels.
@@ -49,11 +53,13 @@ struct ConvPlan {
   const Cell** panel;          // weights of each compact panel
   int64_t* panel_out;          // its first column in y, if direct_out
 
-  int winograd;  // m of the transform that the sample takes, or 0
-  int64_t taps;  // of its weights: of the kernel, or positions of the transform
+  int winograd;    // m of the transform that the sample takes, or 0
+  int64_t taps;    // of its weights: of the kernel, or of the transform
+  int64_t phases;  // of the image, neighbours in a compact pixel
   int64_t n_panels, steps, segments;
-  int64_t cells;  // of the open inputs
-  int64_t runs;   // of neighbouring open inputs
+  int64_t cells;     // of the open inputs
+  int64_t elements;  // of a compact pixel: cells of all strips and phases
+  int64_t runs;      // of neighbouring open inputs
   int strips;
   bool whole_panels;                 // open outputs are whole panels
   bool compress;                     // panels are gathered into `panels`
@@ -88,7 +94,7 @@ template <class T>
 ConvPlan<T> make_conv_plan(const Conv2dShape& s, Arena& arena) {
   ConvPlan<T> plan;
   const int64_t ci = s.group_ci(), co = s.group_co();
-  const int64_t taps = std::max(s.kh * s.kw, most_positions(s));
+  const int64_t taps = most_taps(s);
   const int64_t panels = max_panels(co, micro<T>().max_strips);
   const int64_t steps = taps * ceil_div(ci, plan.kPack);
   plan.in_index = arena.take<int32_t>(ci);

@@ -16,6 +16,8 @@
 namespace ddi {
 
 constexpr int64_t kWinogradBytes = 256 * 1024;  // transformed weights that are near
+// Pairs of open channels for an open channel from which on transforms pay, by m - 2.
+constexpr int64_t kWinogradGain[3] = {9, 1, 5};
 
 // The cut of an image that leaves the fewest lanes empty; strips must gain what their shuffling
 // costs. Tiles have `tile_rows` rows of outputs.
@@ -99,9 +101,12 @@ class ConvPlanner {
   const Cell* packed(const ConvPlan<T>& p, int64_t panel) const {
     const int64_t cells = ceil_div(ci_, kPack) * kLanes, panels = ceil_div(co_, kLanes);
     const Cell* first = a_.packed;
-    if (p.winograd > 0) first += panels * taps_ * cells;
-    if (p.winograd == 2 && has_winograd(4, co_, ci_)) {
-      first += panels * winograd_positions(4) * cells;
+    if (p.winograd > 0) {
+      first += panels * taps_ * cells;
+      for (const int m : winograd_forms(s_.kh, s_.kw).m) {
+        if (m == p.winograd) break;
+        if (has_winograd(m, co_, ci_)) first += panels * winograd_taps(m) * cells;
+      }
     }
     return first + (p.group * panels + panel) * p.taps * cells;
   }
@@ -163,18 +168,22 @@ class ConvPlanner {
   void choose_transform(ConvPlan<T>& p) const {
     p.winograd = 0;
     p.taps = taps_;
-    const bool unit =
-        s_.stride_h == 1 && s_.stride_w == 1 && s_.dilation_h == 1 && s_.dilation_w == 1;
-    if (!s_.winograd || !unit) return;
+    p.phases = 1;
+    if (!s_.winograd || s_.dilation_h != 1 || s_.dilation_w != 1) return;
     const int64_t pairs = p.in.open * p.out.open, channels = p.in.open + p.out.open;
-    for (const int m : {4, 2}) {
-      const int64_t numel = winograd_positions(m) * ci_ * co_;
+    for (const int m : winograd_forms(s_.kh, s_.kw).m) {
+      if (!has_winograd(m, co_, ci_)) continue;
+      const int64_t stride = winograd_stride(m), numel = winograd_taps(m) * ci_ * co_;
       const bool far = numel * static_cast<int64_t>(sizeof(Cell)) > kWinogradBytes;
       const int64_t tiles = ceil_div(s_.out_h(), m) * ceil_div(s_.out_w(), m);
       const bool enough = p.whole_panels ? s_.n * tiles >= 16 : tiles >= (far ? 32 : 16);
-      if (!has_winograd(m, co_, ci_) || pairs <= (m == 4 ? 5 : 9) * channels || !enough) continue;
+      if (s_.stride_h != stride || s_.stride_w != stride || !enough) continue;
+      if (pairs <= kWinogradGain[m - 2] * channels) continue;
+      // Phases are told apart by where a channel lies: all are there.
+      if (winograd_phases(m) > 1 && (p.in.open < ci_ || a_.from_interior)) continue;
       p.winograd = m;
-      p.taps = winograd_positions(m);
+      p.taps = winograd_taps(m);
+      p.phases = winograd_phases(m);
       return;
     }
   }
@@ -193,9 +202,9 @@ class ConvPlanner {
       end = c + 1;
     }
     whole_cells &= p.in.open == 0 || end % kPack == 0 || end == ci_;
-    const int most = a_.from_interior ? 1 : micro<T>().max_strips;
+    const int most = a_.from_interior || p.phases > 1 ? 1 : micro<T>().max_strips;
     p.strips = choose_strips(p.out.open, s_.out_h(), std::max(p.winograd, 1), most);
-    const bool short_runs = p.in.open < kLanes / 2 * p.runs;
+    const bool short_runs = p.in.open < ci_ && p.in.open < kLanes / 2 * p.runs;
     const bool can_list = kPack == 1 && p.out.open > kLanes;
     p.compress = !p.whole_panels || p.strips > 1 || !whole_cells || (short_runs && !can_list);
     p.listed = short_runs && !p.compress;
@@ -206,17 +215,20 @@ class ConvPlanner {
   void plan_input(ConvPlan<T>& p) const {
     p.cells = ceil_div(p.in.open, kPack);
     const bool plain = std::is_same<T, Cell>::value && s_.pad_h == 0 && s_.pad_w == 0 &&
-                       a_.x_stride[1] == 1 && p.strips == 1 && p.in.open == ci_ &&
+                       a_.x_stride[1] == 1 && p.strips == 1 && p.phases == 1 && p.in.open == ci_ &&
                        a_.pre_scale == nullptr;
     p.direct_in = a_.from_interior || plain;
-    p.pixel_stride = p.cells * p.strips;
+    p.elements = p.cells * p.strips * p.phases;
+    p.pixel_stride = p.elements;
     if (a_.from_interior) {
       p.pixel_stride = p.from_stride;
     } else if (plain) {
       p.pixel_stride = a_.x_stride[3];
     }
     const bool in_x = plain && !a_.from_interior;
-    p.row_stride = in_x ? a_.x_stride[2] : (s_.w + 2 * s_.pad_w) * p.pixel_stride;
+    const int64_t columns = s_.w + 2 * s_.pad_w;
+    p.row_stride = (p.phases > 1 ? ceil_div(columns, 2) : columns) * p.pixel_stride;
+    if (in_x) p.row_stride = a_.x_stride[2];
     p.steps = p.taps * p.cells;
     p.segments = 0;
     Segment end = {-1, 0, -1};  // where the next step would continue the last segment
@@ -233,7 +245,7 @@ class ConvPlanner {
         const int64_t offset = ky * p.row_stride + kx * p.pixel_stride + first * p.strips;
         const int64_t row = tap * packed_cells + (by_run ? p.in_index[i] / kPack : first);
         if (offset != end.offset || row != end.row) p.segment[p.segments++] = {offset, 0, row};
-        p.segment[p.segments - 1].length += length;
+        p.segment[p.segments - 1].length += length * p.phases;
         end = {offset + length * p.strips, 0, row + length};
       }
     }
@@ -271,9 +283,12 @@ class ConvPlanner {
     // written once.
     const int64_t in_row =
         p.direct_in ? std::min(s_.w, s_.out_w() * s_.kw) * p.cells : p.row_stride;
-    const int64_t in_rows = p.direct_in ? std::min(s_.stride_h, s_.kh) : s_.stride_h;
+    int64_t in_rows = p.direct_in ? std::min(s_.stride_h, s_.kh) : s_.stride_h;
+    if (p.phases > 1) in_rows = 1;
     const int64_t out_row = p.direct_out ? 0 : s_.out_w() * p.n_panels * kLanes;
-    const int64_t halo = std::max<int64_t>((s_.kh - 1) * s_.dilation_h + 1 - s_.stride_h, 0);
+    const int64_t halo = p.winograd > 0
+                             ? winograd_side(p.winograd) - p.winograd
+                             : std::max<int64_t>((s_.kh - 1) * s_.dilation_h + 1 - s_.stride_h, 0);
     const int64_t per_row = std::max<int64_t>(in_rows * in_row + out_row, 1);
     const int64_t budget = kBlockBytes / static_cast<int64_t>(sizeof(Cell)) - halo * in_row;
     const int64_t fit = std::max<int64_t>(std::min(budget / per_row, p.strip_rows), 1);

@@ -107,6 +107,7 @@ class SampleConv {
 
   // The input rows of a block.
   void copy_block(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
+    if (p.phases > 1) return copy_phases(p, y0, y1, room);
     const int64_t rows = (y1 - y0 - 1) * s_.stride_h + (s_.kh - 1) * s_.dilation_h + 1;
     const int64_t top = y0 * s_.stride_h - s_.pad_h;
     for (int64_t r = 0; r < rows; ++r) {
@@ -119,6 +120,21 @@ class SampleConv {
         copy_row(p, top + r + s * p.strip_rows * s_.stride_h, room.single + s * room.single_stride);
       }
       micro_.interleave(room.single, room.single_stride, p.strips, p.row_stride / p.strips, dst);
+    }
+  }
+
+  // The same, [column phase][channel][row phase] to a pixel: two neighbouring pixels of two rows.
+  void copy_phases(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
+    const int64_t rows = y1 - y0 + winograd_side(p.winograd) - p.winograd;
+    const int64_t columns = s_.w + 2 * s_.pad_w;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t s = 0; s < 2; ++s) {
+        Cell* line = room.single + s * room.single_stride;
+        copy_row(p, 2 * (y0 + r) - s_.pad_h + s, line);
+        std::fill_n(line + columns * p.cells, p.cells, Types<T>::kZero);  // of an odd number
+      }
+      micro_.interleave(room.single, room.single_stride, 2, p.row_stride / 2,
+                        room.in + r * p.row_stride);
     }
   }
 

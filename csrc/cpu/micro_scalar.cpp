@@ -156,10 +156,14 @@ void affine_relu(int64_t pixels, int64_t channels, const T* scale, const T* shif
   }
 }
 
-// Never asked for: these tables have no strips.
 template <class V>
-void interleave(const V*, int64_t, int, int64_t, V*) {}
+void interleave(const V* src, int64_t src_stride, int strips, int64_t count, V* dst) {
+  for (int64_t i = 0; i < count; ++i) {
+    for (int s = 0; s < strips; ++s) *dst++ = src[s * src_stride + i];
+  }
+}
 
+// Never asked for: these tables have no strips.
 template <class V>
 void deinterleave(const V*, int, int64_t, int64_t, V*) {}
 

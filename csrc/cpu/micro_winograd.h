@@ -39,10 +39,10 @@ struct WinogradOutput {
   bool relu;              // keeps NaN, like torch
 };
 
-// Of F(m x m, 3 x 3), by m / 2 - 1.
+// By m - 2.
 struct WinogradMicro {
-  void (*input[2])(const WinogradInput& tiles);
-  void (*output[2])(const WinogradOutput& tiles);
+  void (*input[3])(const WinogradInput& tiles);
+  void (*output[3])(const WinogradOutput& tiles);
 };
 
 extern const WinogradMicro kWinogradScalar;

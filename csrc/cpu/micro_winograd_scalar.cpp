@@ -9,7 +9,8 @@
 #include "micro_winograd_tiles.h"
 
 namespace ddi {
-const WinogradMicro kWinogradScalar = {{winograd_input<Lanes, 2>, winograd_input<Lanes, 4>},
-                                       {winograd_output<Lanes, 2>, winograd_output<Lanes, 4>}};
+const WinogradMicro kWinogradScalar = {
+    {winograd_input<Lanes, 2>, winograd_input<Lanes, 3>, winograd_input<Lanes, 4>},
+    {winograd_output<Lanes, 2>, winograd_output<Lanes, 3>, winograd_output<Lanes, 4>}};
 
 }  // namespace ddi

@@ -45,6 +45,17 @@ DDI_INLINE void output_points(const typename L::V (&x)[4], typename L::V (&y)[2]
 }
 
 template <class L>
+DDI_INLINE void output_points(const typename L::V (&x)[6], typename L::V (&y)[3]) {
+  using V = typename L::V;
+  constexpr float a = kWinogradA, b = kWinogradB;
+  const V p = L::add(x[1], x[2]), q = L::sub(x[1], x[2]);
+  const V r = L::add(x[3], x[4]), s = L::sub(x[3], x[4]);
+  y[0] = L::add(x[0], L::add(p, r));
+  y[1] = L::madd(L::set(b), s, L::mul(L::set(a), q));
+  y[2] = L::madd(L::set(b * b), r, L::madd(L::set(a * a), p, x[5]));
+}
+
+template <class L>
 DDI_INLINE void output_points(const typename L::V (&x)[6], typename L::V (&y)[4]) {
   using V = typename L::V;
   constexpr float a = kWinogradA, b = kWinogradB;
@@ -57,11 +68,10 @@ DDI_INLINE void output_points(const typename L::V (&x)[6], typename L::V (&y)[4]
 }
 
 // Elements [c, c + kCount) of one tile, whose columns are at[] from each row.
-template <class L, int M>
-DDI_INLINE void input_tile(const WinogradInput& t, const int64_t (&at)[M + 2], int64_t n, int64_t c,
+template <class L, int kSide>
+DDI_INLINE void input_tile(const WinogradInput& t, const int64_t (&at)[kSide], int64_t n, int64_t c,
                            float* out) {
   using V = typename L::V;
-  constexpr int kSide = M + 2;
   V down[kSide][kSide];  // by column
   DDI_UNROLL
   for (int j = 0; j < kSide; ++j) {
@@ -85,18 +95,19 @@ DDI_INLINE void input_tile(const WinogradInput& t, const int64_t (&at)[M + 2], i
 
 template <class L, int M>
 void winograd_input(const WinogradInput& t) {
+  constexpr int kSide = winograd_side(M);
   for (int64_t k = 0; k < t.tiles; ++k) {
-    int64_t at[M + 2];
-    for (int j = 0; j < M + 2; ++j) {
+    int64_t at[kSide];
+    for (int j = 0; j < kSide; ++j) {
       const int64_t column = k * M + j;
       at[j] = (column < t.columns ? column : t.columns - 1) * t.pixel_stride;
     }
     float* out = t.out + k * t.tile_stride;
     int64_t c = 0;
     for (; c + L::kCount <= t.elements; c += L::kCount) {
-      input_tile<L, M>(t, at, L::kCount, c, out);
+      input_tile<L, kSide>(t, at, L::kCount, c, out);
     }
-    if (c < t.elements) input_tile<L, M>(t, at, t.elements - c, c, out);
+    if (c < t.elements) input_tile<L, kSide>(t, at, t.elements - c, c, out);
   }
 }
 
@@ -106,7 +117,7 @@ template <class L, int M>
 DDI_INLINE void output_tile(const WinogradOutput& t, int64_t tile, int64_t c, int64_t at,
                             int64_t n) {
   using V = typename L::V;
-  constexpr int kSide = M + 2;
+  constexpr int kSide = winograd_side(M);
   const float* in = t.in + tile * t.tile_stride + c;
   V across[kSide][M];  // by row
   DDI_UNROLL

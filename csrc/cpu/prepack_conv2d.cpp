@@ -49,50 +49,61 @@ void pack_tap(const PrepackConv2d<T>& args, int64_t tap, T* dst) {
   }
 }
 
-// G g G^T of one pair of channels, in double precision: [(m + 2)^2].
-template <int M>
-void transform_kernel(const double g[3][3], const double (&points)[M + 2][3], float* dst) {
-  for (int i = 0; i < M + 2; ++i) {
-    double row[3] = {};  // of G g
-    for (int y = 0; y < 3; ++y) {
-      for (int x = 0; x < 3; ++x) row[x] += points[i][y] * g[y][x];
+// A transform F(m x m, kTaps x kTaps), and its points G.
+template <int kM, int kTaps>
+struct Transform {
+  static constexpr int kSide = winograd_side(kM), kPhases = winograd_phases(kM) > 1 ? 2 : 1;
+  const double (&points)[kSide][kTaps];
+};
+
+// G g G^T of one phase of a pair of channels, in double precision: [position].
+template <int kM, int kTaps>
+void transform_kernel(const Transform<kM, kTaps>& t, const double (&g)[kTaps][kTaps], float* dst) {
+  constexpr int kSide = Transform<kM, kTaps>::kSide;
+  for (int i = 0; i < kSide; ++i) {
+    double row[kTaps] = {};  // of G g
+    for (int y = 0; y < kTaps; ++y) {
+      for (int x = 0; x < kTaps; ++x) row[x] += t.points[i][y] * g[y][x];
     }
-    for (int j = 0; j < M + 2; ++j) {
+    for (int j = 0; j < kSide; ++j) {
       double v = 0;
-      for (int x = 0; x < 3; ++x) v += row[x] * points[j][x];
-      dst[i * (M + 2) + j] = static_cast<float>(v);
+      for (int x = 0; x < kTaps; ++x) v += row[x] * t.points[j][x];
+      dst[i * kSide + j] = static_cast<float>(v);
     }
   }
 }
 
-// One panel of weights transformed for F(m x m, 3 x 3), position by position.
-template <int M, class T>
-void pack_winograd(const PrepackConv2d<T>& args, const double (&points)[M + 2][3], int64_t panel,
+// One panel of transformed weights, position by position.
+template <int kM, int kTaps, class T>
+void pack_winograd(const PrepackConv2d<T>& args, const Transform<kM, kTaps>& t, int64_t panel,
                    float* dst) {
-  constexpr int64_t kPositions = winograd_positions(M);
+  constexpr int64_t kPositions = winograd_positions(kM), kPhases = Transform<kM, kTaps>::kPhases;
   const int64_t columns = std::min<int64_t>(args.co - panel * kLanes, kLanes);
-  std::fill_n(dst, kPositions * args.ci * kLanes, 0.0f);
-  for (int64_t l = 0; l < columns; ++l) {
-    for (int64_t c = 0; c < args.ci; ++c) {
-      const T* src = args.weight + (panel * kLanes + l) * args.stride[0] + c * args.stride[1];
-      double g[3][3];
-      for (int i = 0; i < 9; ++i) {
-        g[i / 3][i % 3] = to_float(src[i / 3 * args.stride[2] + i % 3 * args.stride[3]]);
+  const int64_t rows = args.ci * kPhases * kPhases;  // of a position
+  std::fill_n(dst, kPositions * rows * kLanes, 0.0f);
+  for (int64_t i = 0; i < columns * rows; ++i) {
+    const int64_t l = i / rows, row = i % rows, dy = row % kPhases, c = row / kPhases % args.ci;
+    const int64_t dx = row / kPhases / args.ci;
+    const T* src = args.weight + (panel * kLanes + l) * args.stride[0] + c * args.stride[1];
+    double g[kTaps][kTaps] = {};
+    for (int64_t y = dy, a = 0; y < args.kh; y += kPhases, ++a) {
+      for (int64_t x = dx, b = 0; x < args.kw; x += kPhases, ++b) {
+        g[a][b] = to_float(src[y * args.stride[2] + x * args.stride[3]]);
       }
-      float kernel[kPositions];
-      transform_kernel<M>(g, points, kernel);
-      for (int64_t p = 0; p < kPositions; ++p) dst[(p * args.ci + c) * kLanes + l] = kernel[p];
     }
+    float kernel[kPositions];
+    transform_kernel(t, g, kernel);
+    for (int64_t p = 0; p < kPositions; ++p) dst[(p * rows + row) * kLanes + l] = kernel[p];
   }
 }
 
-template <int M, class T>
-float* pack_winograd(const PrepackConv2d<T>& args, const double (&points)[M + 2][3],
+template <int kM, int kTaps, class T>
+float* pack_winograd(const PrepackConv2d<T>& args, const Transform<kM, kTaps>& t,
                      const ParallelFor& parallel_for, float* dst) {
-  if (!has_winograd(M, args.co, args.ci)) return dst;
+  if (!has_winograd(kM, args.co, args.ci)) return dst;
   const int64_t panels = ceil_div(args.co, kLanes);
-  const int64_t numel = winograd_positions(M) * args.ci * kLanes;
-  parallel_for(panels, [&](int64_t p) { pack_winograd<M>(args, points, p, dst + p * numel); });
+  const int64_t numel = winograd_taps(kM) * args.ci * kLanes;
+  parallel_for(panels, [&](int64_t p) { pack_winograd(args, t, p, dst + p * numel); });
   return dst + panels * numel;
 }
 
@@ -118,8 +129,11 @@ void prepack_conv2d(const PrepackConv2d<T>& args, const ParallelFor& parallel_fo
   if constexpr (std::is_same<typename Types<T>::Cell, float>::value) {
     if (!args.winograd) return;
     float* next = packed + panels * panel_cells;
-    next = pack_winograd<4>(args, kWinogradG4, parallel_for, next);
-    pack_winograd<2>(args, kWinogradG2, parallel_for, next);
+    for (const int m : winograd_forms(args.kh, args.kw).m) {
+      if (m == 4) next = pack_winograd(args, Transform<4, 3>{kWinogradG4}, parallel_for, next);
+      if (m == 3) next = pack_winograd(args, Transform<3, 4>{kWinogradG3}, parallel_for, next);
+      if (m == 2) next = pack_winograd(args, Transform<2, 3>{kWinogradG2}, parallel_for, next);
+    }
   }
 }
 

@@ -2,10 +2,10 @@
 // group panels of kLanes output channels, [ceil(co / kLanes)][kh][kw][ceil(ci / kPack)][kLanes]
 // [kPack] with the kPack of the type (1 for floats, 2 for bf16, 4 for int8), padded with zeros.
 // fp16 becomes float. A depthwise convolution of float or double, whose groups are single channels,
-// has [kh][kw][channels], padded to whole lanes. Behind the panels of a 3x3 kernel may follow the
-// same weights transformed for Winograd's F(m x m, 3 x 3), [ceil(co / kLanes)][(m + 2)^2][ci]
-// [kLanes], first of m = 4, then of m = 2, where has_winograd. The layout is the same for every
-// instruction set, so a packed weight may be stored.
+// has [kh][kw][channels], padded to whole lanes. Behind the panels may follow the same weights in
+// the transforms of the kernel (winograd.h), as far as has_winograd: [ceil(co / kLanes)][position]
+// [column phase][ci][row phase][kLanes]. The layout is the same for every instruction set, so a
+// packed weight may be stored.
 #pragma once
 
 #include "arena.h"
@@ -22,7 +22,7 @@ struct PrepackConv2d {
   const T* weight;
   int64_t stride[4];  // of co, ci, kh, kw, in elements
   int64_t groups = 1;
-  bool winograd = false;  // transformed weights too; only of a 3x3 kernel in float or half
+  bool winograd = false;  // transformed weights too; only in float or half
 };
 
 // Weights that the packed form has room for.
@@ -35,10 +35,11 @@ int64_t prepack_conv2d_numel(int64_t co, int64_t ci, int64_t kh, int64_t kw, int
 }
 
 // Those of all its transformed weights.
-inline int64_t winograd_numel(int64_t co, int64_t ci) {
-  int64_t positions = 0;
-  for (int m : {4, 2}) positions += has_winograd(m, co, ci) ? winograd_positions(m) : 0;
-  return round_up(co, kLanes) * positions * ci;
+inline int64_t winograd_numel(int64_t co, int64_t ci, int64_t kh, int64_t kw) {
+  int64_t taps = 0;
+  for (const int m : winograd_forms(kh, kw).m)
+    taps += has_winograd(m, co, ci) ? winograd_taps(m) : 0;
+  return round_up(co, kLanes) * taps * ci;
 }
 
 template <class T>

@@ -25,7 +25,7 @@ constexpr bool kHasWinograd = std::is_same<typename Types<T>::Cell, float>::valu
 
 // Stretches of one position; an odd number of lines apart, so that a tile's positions do not all
 // fall into the same few sets of a cache.
-inline int64_t winograd_stride(int64_t tile_stride) {
+inline int64_t position_stride(int64_t tile_stride) {
   return (kWinogradTiles * tile_stride / kLanes | 1) * kLanes;
 }
 
@@ -33,11 +33,18 @@ inline int64_t winograd_stride(int64_t tile_stride) {
 struct WinogradRoom {
   WinogradRoom() = default;
   WinogradRoom(const Conv2dShape& s, int64_t max_strips, Arena& arena) {
-    const int64_t positions = most_positions(s);
-    const int64_t elements = round_up(s.ci * max_strips, kLanes);
+    if (!s.winograd) return;
     const int64_t lanes = max_panels(s.co, static_cast<int>(max_strips)) * kLanes;
-    in = arena.take<float>(positions * winograd_stride(elements));
-    out = arena.take<float>(positions * winograd_stride(lanes));
+    int64_t in_numel = 0, out_numel = 0;
+    for (const int m : winograd_forms(s.kh, s.kw).m) {
+      if (!has_winograd(m, s.co, s.ci)) continue;
+      const int64_t elements = s.ci * std::max(max_strips, winograd_phases(m));
+      in_numel =
+          std::max(in_numel, winograd_positions(m) * position_stride(round_up(elements, kLanes)));
+      out_numel = std::max(out_numel, winograd_positions(m) * position_stride(lanes));
+    }
+    in = arena.take<float>(in_numel);
+    out = arena.take<float>(out_numel);
   }
 
   float *in = nullptr, *out = nullptr;
@@ -53,12 +60,14 @@ class WinogradBlock {
         room_(room),
         micro_(micro<T>()),
         m_(p.winograd),
+        side_(winograd_side(p.winograd)),
         out_w_(args.shape.out_w()),
         columns_(ceil_div(out_w_, m_)),
-        in_tile_(round_up(p.cells * p.strips, kLanes)),
+        in_tile_(round_up(p.elements, kLanes)),
         out_tile_(p.n_panels * kLanes),
-        position_rows_((p.compress ? p.cells : args.shape.ci) * kLanes),
-        ahead_(std::max<int64_t>(kAheadLines / std::max<int64_t>(p.n_panels * p.cells, 1), 1)),
+        position_rows_((p.compress ? p.cells : args.shape.ci) * p.phases * kLanes),
+        ahead_(std::max<int64_t>(
+            kAheadLines / std::max<int64_t>(p.n_panels * p.cells * p.phases, 1), 1)),
         scaled_(args.scale != nullptr),
         last_lanes_(p.last_lanes(args.shape.co, p.n_panels - 1)) {}
 
@@ -83,25 +92,26 @@ class WinogradBlock {
 
   void inputs(int64_t y, int64_t x, int64_t tiles, int64_t first) const {
     WinogradInput t;
-    for (int64_t i = 0; i < m_ + 2; ++i) {
-      const int64_t row = std::min(y * m_ + i, view_.rows + 1);
+    const int64_t more = side_ - m_;  // inputs than outputs
+    for (int64_t i = 0; i < side_; ++i) {
+      const int64_t row = std::min(y * m_ + i, view_.rows + more - 1);
       t.row[i] = view_.in + row * p_.row_stride + x * m_ * p_.pixel_stride;
     }
-    t.columns = out_w_ + 2 - x * m_;
+    t.columns = out_w_ + more - x * m_;
     t.pixel_stride = p_.pixel_stride;
     t.tiles = tiles;
-    t.elements = p_.cells * p_.strips;
+    t.elements = p_.elements;
     t.out = room_.in + first * in_tile_;
-    t.position_stride = winograd_stride(in_tile_);
+    t.position_stride = position_stride(in_tile_);
     t.tile_stride = in_tile_;
-    winograd_micro().input[m_ / 2 - 1](t);
+    winograd_micro().input[m_ - 2](t);
   }
 
   void outputs(int64_t y, int64_t x, int64_t tiles, int64_t first) const {
     const int64_t at = y * m_ * view_.out_row + x * m_ * view_.out_stride;
     WinogradOutput t;
     t.in = room_.out + first * out_tile_;
-    t.position_stride = winograd_stride(out_tile_);
+    t.position_stride = position_stride(out_tile_);
     t.tile_stride = out_tile_;
     t.tiles = tiles;
     t.panels = p_.n_panels;
@@ -116,7 +126,7 @@ class WinogradBlock {
     t.out_at = p_.panel_out;
     t.last_lanes = last_lanes_;
     t.relu = view_.relu;
-    winograd_micro().output[m_ / 2 - 1](t);
+    winograd_micro().output[m_ - 2](t);
   }
 
   // How the tiles of a position are cut into register tiles of so many panels: found once for all
@@ -143,7 +153,7 @@ class WinogradBlock {
     tile.last_lanes = kLanes;
     for (int v = 0; v < kMaxPanels; ++v) tile.out_at[v] = v * kLanes;
     Cut cuts[kMaxPanels + 1];
-    const int64_t positions = winograd_positions(m_);
+    const int64_t positions = side_ * side_;
     const float* in = room_.in;
     float* out = room_.out;
     for (int64_t i = 0; i < positions; ++i) {
@@ -158,8 +168,8 @@ class WinogradBlock {
         const bool fetch = !p_.compress && i + ahead_ < positions;
         position(tile, in, out + panel * kLanes, cut, width, fetch ? ahead_ * position_rows_ : -1);
       }
-      in += winograd_stride(in_tile_);
-      out += winograd_stride(out_tile_);
+      in += position_stride(in_tile_);
+      out += position_stride(out_tile_);
     }
   }
 
@@ -182,10 +192,11 @@ class WinogradBlock {
   const BlockView<T>& view_;
   const WinogradRoom& room_;
   const Micro<T>& micro_;
-  const int64_t m_, out_w_, columns_;  // tiles of a row
-  const int64_t in_tile_, out_tile_;   // floats of a tile at one position
-  const int64_t position_rows_;        // floats of a panel from position to position
-  const int64_t ahead_;                // positions
+  const int64_t m_, side_;            // outputs and inputs of a tile, along one axis
+  const int64_t out_w_, columns_;     // pixels and tiles of a row
+  const int64_t in_tile_, out_tile_;  // floats of a tile at one position
+  const int64_t position_rows_;       // floats of a panel from position to position
+  const int64_t ahead_;               // positions
   const bool scaled_;
   const int last_lanes_;
 };

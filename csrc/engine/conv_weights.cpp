@@ -101,11 +101,11 @@ ConvWeights<T>::ConvWeights(Words& words, int64_t ci, int64_t h, int64_t w)
     factor = read_scales(words, shape.co, "factor of the sums");
     x_scale = read_scales(words, 1, "scale of the input")[0];
   }
-  const bool narrow = shape.kh == 3 && shape.kw == 3 && shape.groups == 1;
-  const bool unit =
-      shape.stride_h == 1 && shape.stride_w == 1 && shape.dilation_h == 1 && shape.dilation_w == 1;
-  const int64_t transformed = winograd_numel(shape.co, group_ci);
-  shape.winograd = std::is_same<T, float>::value && narrow && unit && transformed > 0;
+  const int64_t stride = winograd_stride(winograd_forms(shape.kh, shape.kw).m[0]);
+  const int64_t transformed = winograd_numel(shape.co, group_ci, shape.kh, shape.kw);
+  shape.winograd = std::is_same<T, float>::value && shape.groups == 1 && transformed > 0 &&
+                   shape.stride_h == stride && shape.stride_w == stride && shape.dilation_h == 1 &&
+                   shape.dilation_w == 1;
   int64_t numel = prepack_conv2d_numel<T>(shape.co, group_ci, shape.kh, shape.kw, shape.groups);
   if (shape.winograd) numel += transformed;
   const int64_t cells = numel / Types<T>::kPack;

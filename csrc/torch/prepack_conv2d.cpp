@@ -33,9 +33,11 @@ int64_t panels_numel(ScalarType weight, int64_t co, int64_t ci, int64_t kh, int6
   return prepack_conv2d_numel<float>(co, ci, kh, kw, groups);
 }
 
-bool takes_winograd(ScalarType weight, int64_t kh, int64_t kw, int64_t groups) {
+// Of transformed weights, if there are any.
+int64_t transformed_numel(ScalarType weight, int64_t co, int64_t ci, int64_t kh, int64_t kw,
+                          int64_t groups) {
   const bool type = weight == ScalarType::Float || weight == ScalarType::Half;
-  return type && kh == 3 && kw == 3 && groups == 1;
+  return type && groups == 1 ? winograd_numel(co, ci, kh, kw) : 0;
 }
 
 }  // namespace
@@ -44,9 +46,8 @@ OptionalTensor check_packed(const char* op, const char* name, const OptionalTens
                             ScalarType weight, Conv2dShape& s) {
   if (!packed.has_value()) return std::nullopt;
   const int64_t panels = panels_numel(weight, s.co, s.group_ci(), s.kh, s.kw, s.groups);
-  const int64_t transformed = winograd_numel(s.co, s.ci);
-  s.winograd = takes_winograd(weight, s.kh, s.kw, s.groups) && transformed > 0 &&
-               packed->numel() == panels + transformed;
+  const int64_t transformed = transformed_numel(weight, s.co, s.ci, s.kh, s.kw, s.groups);
+  s.winograd = transformed > 0 && packed->numel() == panels + transformed;
   const int64_t numel = panels + (s.winograd ? transformed : 0);
   return check_dense(op, name, packed, packed_dtype(weight), {numel});
 }
@@ -66,10 +67,10 @@ Tensor prepack_conv2d_cpu(const Tensor& weight, int64_t groups, bool winograd) {
                   ", but weight has shape ", shape_of(weight), "; expected a divisor of ",
                   weight.size(0));
   const int64_t co = weight.size(0), ci = weight.size(1), kh = weight.size(2), kw = weight.size(3);
-  winograd = winograd && takes_winograd(dtype, kh, kw, groups);
-  int64_t numel = panels_numel(dtype, co, ci, kh, kw, groups);
-  if (winograd) numel += winograd_numel(co, ci);
-  Tensor packed = new_tensor({numel}, packed_dtype(dtype));
+  const int64_t panels = panels_numel(dtype, co, ci, kh, kw, groups);
+  const int64_t transformed = winograd ? transformed_numel(dtype, co, ci, kh, kw, groups) : 0;
+  winograd = transformed > 0;
+  Tensor packed = new_tensor({panels + transformed}, packed_dtype(dtype));
   switch (dtype) {
     case ScalarType::Half:
       pack<half>(weight, groups, winograd, packed);

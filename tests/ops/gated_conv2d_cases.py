@@ -145,7 +145,38 @@ def winograd_changes() -> list[dict[str, Any]]:
     others += [{"stride": 2}, {"dilation": (1, 2)}, {"kernel": (1, 3)}, {"ci": 257}]
     others += [{"bias": False}, {"dtype": torch.float16}, {"dtype": torch.bfloat16}, {"dtype": torch.float64}]
     masks = [shape | gate for shape in (wide, narrow) for gate in gates]
-    return [c | {"packed": True, "winograd": True} for c in (*shapes, *masks, *(wide | o for o in others))]
+    # Rows of tiles that are more than a block of an image may usually take.
+    long = {"batch": 1, "in_open": None, "out_open": None}
+    rows = [long | {"ci": 32, "co": 32, "size": (8, 4000)}, long | {"ci": 18, "co": 8, "size": (16, 8000)}]
+    cases = [*shapes, *masks, *(wide | o for o in others), *rows, *_strided_winograd_changes()]
+    return [c | {"packed": True, "winograd": True} for c in cases]
+
+
+def _strided_winograd_changes() -> list[dict[str, Any]]:
+    """7x7 kernels with stride 2: images of even and odd sides, gates, layouts, and none to transform."""
+    stem = {"kernel": (7, 7), "stride": 2, "padding": 3, "ci": 3, "co": 64, "in_open": None, "out_open": None}
+    sizes = [(32, 32), (31, 33), (33, 30), (21, 60), (7, 90), (12, 13), (1, 3000)]
+    channels = [(1, 64), (2, 17), (4, 33), (16, 16), (32, 128), (33, 16), (3, 129)]
+    changes = [{"size": size} for size in sizes]
+    changes += [{"ci": ci, "co": co, "size": (31, 33)} for ci, co in channels]
+    changes += [{"size": (32, 31), "padding": p} for p in (0, (2, 0), (0, 5), (4, 3))]
+    gates = [(1, "random", 16, "random"), (1, "all", 16, "random"), (1, "all", 4, "random"),
+             (1, "all", 1, "one"), (1, "none", 16, "all"), (3, "random", 8, "none")]  # fmt: skip
+    changes += [
+        {"size": (31, 34), "in_group_size": a, "in_open": b, "out_group_size": c, "out_open": d}
+        for a, b, c, d in gates
+    ]
+    layouts = [("contiguous", None, True), ("sliced", "sliced", True), ("transposed", "contiguous", False),
+               ("expanded", "channels_last", True)]  # fmt: skip
+    changes += [
+        {"size": (40, 37), "layout": layout, "residual": residual, "relu": relu, "scale": relu}
+        for layout, residual, relu in layouts
+    ]
+    changes += [{"size": (40, 37), "batch": b} for b in (0, 1, 3)]
+    others = [{"stride": 1}, {"stride": (2, 1)}, {"stride": 3}, {"dilation": (1, 2)}, {"bias": False}]
+    others += [{"dtype": dtype} for dtype in (torch.float16, torch.bfloat16, torch.float64)]
+    changes += [{"size": (40, 37)} | other for other in others]
+    return [stem | change for change in changes]
 
 
 def pairwise(seed: int = 0, without: str | None = None) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,6 +87,10 @@ def test_winograd_equals_dense_times_mask(kernel, changes):
     check(Case(**changes))
 
 
+# As the first layer of networks for large images, but smaller.
+STEM = Case(ci=3, co=64, size=(40, 40), kernel=(7, 7), stride=2, padding=3, in_open=None)
+
+
 @pytest.mark.parametrize(
     ("case", "taken"),
     [
@@ -97,6 +101,12 @@ def test_winograd_equals_dense_times_mask(kernel, changes):
         (Case(ci=64, co=64, size=(16, 16), out_open="one"), False),  # too few pairs of channels
         (Case(ci=64, co=64, size=(16, 16), stride=2), False),
         (Case(ci=64, co=260, size=(16, 16)), False),
+        (replace(STEM, out_group_size=16), True),
+        (replace(STEM, out_group_size=4), True),
+        (replace(STEM, in_open="one"), False),  # phases of closed channels
+        (replace(STEM, size=(12, 12)), False),
+        (replace(STEM, stride=1), False),
+        (replace(STEM, ci=33), False),
     ],
 )
 def test_winograd_is_taken_where_it_pays(isa, case, taken):
@@ -117,6 +127,18 @@ def test_winograd_keeps_nan_and_infinity_in_their_tile(isa):
     # Of the tiles of 4x4 outputs, those that read one of the two.
     far = torch.ones(16, 16, dtype=torch.bool)
     far[8:12, 4:8] = far[8:16, 12:16] = False
+    assert y[..., far].isfinite().all()
+
+
+def test_strided_winograd_keeps_nan_in_its_tile(isa):
+    x = torch.ones(1, 3, 48, 48)
+    x[0, 1, 20, 31] = NAN
+    weight = torch.ones(64, 3, 7, 7)
+    y = gated_conv2d(x, weight, packed=prepack_conv2d(weight), stride=2, padding=3)
+    assert not y[..., 9:12, 14:18].isfinite().any()  # outputs whose windows hold it
+    # Of the tiles of 3x3 outputs, those that read it; the first row and column of a window is even.
+    far = torch.ones(24, 24, dtype=torch.bool)
+    far[6:12, 12:18] = False
     assert y[..., far].isfinite().all()
 
 
@@ -148,7 +170,7 @@ def test_auto_takes_the_reference_for_convolution_groups_in_half_precision(group
        st.integers(1, 40), st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))  # fmt: skip
 def test_any_call_equals_dense_times_mask(factors, ci, co, height, width):
     case = Case(**factors)
-    check(dataclasses.replace(case, ci=ci, co=co, size=(height, width)))
+    check(replace(case, ci=ci, co=co, size=(height, width)))
 
 
 @pytest.fixture

@@ -71,6 +71,43 @@ def test_typed_in_answer_of_transforms(backend):
     assert rows[45:, 0].tolist() == torch.outer(two, two).flatten().tolist()
 
 
+def test_typed_in_answer_of_phases(backend):
+    # Taps of input c at row y and column x are products of what c, y and x stand for.
+    taps, channels = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]), torch.tensor([1.0, 10.0])
+    packed = prepack_conv2d(channels[None, :, None, None] * torch.outer(taps, taps * 100))
+    assert packed.shape == ((2 * 49 + 2 * 36 * 4) * 16,)
+    rows = packed.view(-1, 16)
+    assert not rows[:, 1:].any()
+    a, b = 25 / 64, 9 / 4
+
+    def at_points(kernel: list[float]) -> list[float]:
+        def scaled(square: float, other: float) -> list[float]:
+            signed = (square**0.5, -(square**0.5))
+            values = [sum(tap * p**i for i, tap in enumerate(kernel)) for p in signed]
+            return [v / (2 * square * (square - other)) for v in values]
+
+        return [kernel[0] / (a * b), *scaled(a, b), *scaled(b, a), kernel[3]]
+
+    phases = [at_points([1.0, 3.0, 5.0, 7.0]), at_points([2.0, 4.0, 6.0, 0.0])]
+    expected = torch.tensor([
+        100 * phases[dy][i] * phases[dx][j] * channel
+        for i in range(6) for j in range(6) for dx in (0, 1) for channel in (1.0, 10.0) for dy in (0, 1)
+    ])  # fmt: skip
+    torch.testing.assert_close(rows[98:, 0], expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("co", "ci"), [(1, 1), (64, 3), (17, 32), (128, 32), (129, 3), (64, 33)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_transforms_of_phases_equal_the_reference(backend, dtype, co, ci):
+    weight = torch.randn(co, ci, 7, 7).to(dtype)
+    packed = prepack_conv2d(weight)
+    with ddi_kernels.backend("reference"):
+        expected = prepack_conv2d(weight)
+    taps = 49 + (144 if co <= 128 and ci <= 32 else 0)
+    assert packed.shape == expected.shape == (-(-co // 16) * ci * 16 * taps,)
+    torch.testing.assert_close(packed, expected, rtol=3e-7, atol=1e-7)
+
+
 @pytest.mark.parametrize("co", [1, 16, 17, 128, 129, 256, 257])
 @pytest.mark.parametrize("ci", [1, 17, 128, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

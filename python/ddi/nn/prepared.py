@@ -62,8 +62,9 @@ class PreparedConv:
         packable = real or (conv.groups == 1 and weight.dtype.is_floating_point)
         packed = None
         if packable and weight.device.type == "cpu":
-            unit = conv.stride == (1, 1) and conv.dilation == (1, 1)
-            packed = prepack_conv2d(weight, conv.groups, winograd=unit)
+            strided = (2, 2) if conv.kernel_size == (7, 7) else (1, 1)  # where transforms are of use
+            winograd = conv.stride == strided and conv.dilation == (1, 1)
+            packed = prepack_conv2d(weight, conv.groups, winograd=winograd)
         return cls(weight, bias, packed, conv_geometry(conv))
 
     def __call__(self, x: Tensor, **gating: Any) -> Tensor:
