@@ -14,6 +14,7 @@ namespace ddi {
 
 constexpr int64_t kBlockBytes = 384 * 1024;  // input and output rows of a block, to stay in L2
 constexpr int64_t kGroupBytes = 640 * 1024;  // weight panels of a tile, to stay in L2
+constexpr int64_t kWayBytes = 4096;          // of L1: lines so far apart share a set
 
 // Beyond four panels too few lanes are empty for strips to pay.
 constexpr int64_t kMaxStripChannels = 4 * kLanes;
@@ -67,6 +68,7 @@ struct ConvPlan {
   bool listed;                       // tiles find the weights of each step through `row`
   bool direct_in;                    // tiles read x itself
   bool direct_out;                   // tiles write y itself
+  bool collide;                      // pixels of a tile fall into the same set of L1
   int64_t row_stride, pixel_stride;  // of what tiles read
   int64_t strip_rows, block_rows, blocks;
   const Cell* from = nullptr;  // interiors, where the call has them
@@ -117,13 +119,14 @@ ConvPlan<T> make_conv_plan(const Conv2dShape& s, Arena& arena) {
   return plan;
 }
 
-// How many panels the next tile takes: two, or three where that leaves no single one; fewer if
-// their weights would not stay in L2.
+// How many panels the next tile takes: two, or three where that leaves no single one; three and
+// fewer pixels where those of a tile collide in L1. Fewer if their weights would not stay in L2.
 template <class T>
-int tile_panels(const Micro<T>& micro, int64_t left, int64_t panel_bytes) {
+int tile_panels(const Micro<T>& micro, int64_t left, int64_t panel_bytes, bool collide) {
   for (int v : {3, 2}) {
     const bool fits = micro.max_pixels[v] > 0 && v * panel_bytes <= kGroupBytes;
-    if (fits && (v == 3 ? left % 2 == 1 && left >= 3 : left >= 2)) return v;
+    const bool three = left >= 3 && (collide ? left != 4 : left % 2 == 1);
+    if (fits && (v == 3 ? three : left >= 2)) return v;
   }
   return 1;
 }

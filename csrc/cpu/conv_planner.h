@@ -229,6 +229,8 @@ class ConvPlanner {
     const int64_t columns = s_.w + 2 * s_.pad_w;
     p.row_stride = (p.phases > 1 ? ceil_div(columns, 2) : columns) * p.pixel_stride;
     if (in_x) p.row_stride = a_.x_stride[2];
+    const int64_t step = s_.stride_w * p.pixel_stride * static_cast<int64_t>(sizeof(Cell));
+    p.collide = p.winograd == 0 && step % kWayBytes == 0;
     p.steps = p.taps * p.cells;
     p.segments = 0;
     Segment end = {-1, 0, -1};  // where the next step would continue the last segment

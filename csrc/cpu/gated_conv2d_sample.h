@@ -233,7 +233,7 @@ class SampleConv {
     int width;
     Ahead<T> ahead;
     for (int64_t panel = 0; panel < p.n_panels; panel += width) {
-      width = tile_panels(micro_, p.n_panels - panel, panel_bytes(p));
+      width = tile_panels(micro_, p.n_panels - panel, panel_bytes(p), p.collide);
       for (int i = 0; i < width; ++i) {
         if (!p.ready) planner_.ready_panel(p, panel + i);
         tile.weight[i] = p.panel[panel + i];
@@ -257,7 +257,7 @@ class SampleConv {
     ahead.clear();
     const bool stay = !first && p.n_panels * panel_bytes(p) <= kAheadBytes;
     if (panel >= p.n_panels || stay || (p.ready && p.compress)) return;
-    const int64_t end = panel + tile_panels(micro_, p.n_panels - panel, panel_bytes(p));
+    const int64_t end = panel + tile_panels(micro_, p.n_panels - panel, panel_bytes(p), p.collide);
     if (!p.compress) {
       for (; panel < end; ++panel) ahead.add(p.panel[panel]);
     } else if (p.strips == 1) {

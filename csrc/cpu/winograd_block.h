@@ -159,7 +159,7 @@ class WinogradBlock {
     for (int64_t i = 0; i < positions; ++i) {
       int width;
       for (int64_t panel = 0; panel < p_.n_panels; panel += width) {
-        width = tile_panels(micro_, p_.n_panels - panel, 0);
+        width = tile_panels(micro_, p_.n_panels - panel, 0, p_.collide);
         for (int v = 0; v < width; ++v) {
           tile.weight[v] = p_.panel[panel + v] + i * position_rows_;
         }
