@@ -4,42 +4,15 @@
 
 #include <algorithm>
 
-#include "micro.h"
 #include "micro_gate.h"
+#include "pool_sample.h"
 
 namespace ddi {
 namespace {
 
 template <class T>
 int64_t scratch_numel(const GateWeights<T>& w) {
-  return 2 * w.channels + 6 * w.hidden + w.reduced + std::max<int64_t>(w.groups, 1);
-}
-
-// Means over the pixels. Stretches of pixels are summed first, then their sums, which keeps the
-// rounding error of a large map small.
-template <class T>
-void pool(const GatePlan<T>& a, const T* x, T* part, T* mean) {
-  const int64_t channels = a.weights.channels;
-  if (a.pixels == 1) {
-    std::copy_n(x, channels, mean);
-    return;
-  }
-  constexpr int64_t kStretch = 32;
-  std::fill(mean, mean + channels, T(0));
-  for (int64_t p = 0; p < a.pixels; p += kStretch) {
-    const int64_t end = std::min(p + kStretch, a.pixels);
-    if (a.channels_last) {
-      micro<T>().sum_pixels(x + p * channels, channels, end - p, channels, part);
-    } else {
-      for (int64_t c = 0; c < channels; ++c) {
-        T sum = 0;
-        for (int64_t q = p; q < end; ++q) sum += x[c * a.pixels + q];
-        part[c] = sum;
-      }
-    }
-    for (int64_t c = 0; c < channels; ++c) mean[c] += part[c];
-  }
-  for (int64_t c = 0; c < channels; ++c) mean[c] /= static_cast<T>(a.pixels);
+  return w.channels + 6 * w.hidden + w.reduced + std::max<int64_t>(w.groups, 1);
 }
 
 // The LSTM's next state, which goes behind the means in `features` as well.
@@ -60,12 +33,17 @@ void plan_sample(const GatePlan<T>& a, int64_t n, T* scratch) {
   const GateWeights<T>& w = a.weights;
   const GateMicro<T>& micro = gate_micro<T>();
   T* features = scratch;  // pooled input, then the new hidden state
-  T* part = features + w.channels + w.hidden;
-  T* projected = part + w.channels;
+  T* projected = features + w.channels + w.hidden;
   T* gates = projected + w.hidden;
   T* reduced = gates + 4 * w.hidden;
   T* logits = reduced + w.reduced;
-  pool(a, a.x + n * w.channels * a.pixels, part, features);
+  const T* x = a.x + n * w.channels * a.pixels;
+  if (a.pixels == 1) {
+    std::copy_n(x, w.channels, features);
+  } else {
+    const int64_t stride = a.channels_last ? w.channels : a.pixels;
+    pool_sample(x, a.channels_last, stride, w.channels, a.pixels, features);
+  }
   if (w.hidden > 0) step(a, n, features, projected, gates);
   // A NaN logit compares false: the gate closes, as in the reference.
   a.keep[n] = 1;
