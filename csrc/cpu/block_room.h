@@ -19,7 +19,7 @@ struct BlockRoom {
   BlockRoom() = default;
   BlockRoom(const Conv2dShape& s, Arena& arena) {
     const int64_t strips = micro<T>().max_strips, slack = 2 * kLanes * strips;
-    const int64_t cells = ceil_div(s.group_ci(), Types<T>::kPack);
+    const int64_t cells = round_up(s.group_ci(), kLanes) / Types<T>::kPack;  // as in interiors
     const int64_t row = (s.w + 2 * s.pad_w + 1) * cells;
     // Of the smallest block: a row of outputs, or of Winograd's tiles, of two strips at the most.
     const int64_t rows =

@@ -202,7 +202,9 @@ class ConvPlanner {
       end = c + 1;
     }
     whole_cells &= p.in.open == 0 || end % kPack == 0 || end == ci_;
-    const int most = a_.from_interior || p.phases > 1 ? 1 : micro<T>().max_strips;
+    // A kernel of few taps does not pay for interleaving an interior.
+    const bool in_place = a_.from_interior && taps_ < 4;
+    const int most = in_place || p.phases > 1 ? 1 : micro<T>().max_strips;
     p.strips = choose_strips(p.out.open, s_.out_h(), std::max(p.winograd, 1), most);
     const bool short_runs = p.in.open < ci_ && p.in.open < kLanes / 2 * p.runs;
     const bool can_list = kPack == 1 && p.out.open > kLanes;
@@ -217,11 +219,11 @@ class ConvPlanner {
     const bool plain = std::is_same<T, Cell>::value && s_.pad_h == 0 && s_.pad_w == 0 &&
                        a_.x_stride[1] == 1 && p.strips == 1 && p.phases == 1 && p.in.open == ci_ &&
                        a_.pre_scale == nullptr;
-    p.direct_in = a_.from_interior || plain;
+    p.direct_in = plain || (a_.from_interior && p.strips == 1);
     p.elements = p.cells * p.strips * p.phases;
     p.pixel_stride = p.elements;
     if (a_.from_interior) {
-      p.pixel_stride = p.from_stride;
+      p.pixel_stride = p.from_stride * p.strips;
     } else if (plain) {
       p.pixel_stride = a_.x_stride[3];
     }

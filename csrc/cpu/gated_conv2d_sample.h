@@ -108,6 +108,7 @@ class SampleConv {
   // The input rows of a block.
   void copy_block(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
     if (p.phases > 1) return copy_phases(p, y0, y1, room);
+    if (a_.from_interior) return copy_interior(p, y0, y1, room);
     const int64_t rows = (y1 - y0 - 1) * s_.stride_h + (s_.kh - 1) * s_.dilation_h + 1;
     const int64_t top = y0 * s_.stride_h - s_.pad_h;
     for (int64_t r = 0; r < rows; ++r) {
@@ -120,6 +121,31 @@ class SampleConv {
         copy_row(p, top + r + s * p.strip_rows * s_.stride_h, room.single + s * room.single_stride);
       }
       micro_.interleave(room.single, room.single_stride, p.strips, p.row_stride / p.strips, dst);
+    }
+  }
+
+  // The same of an interior, for strips.
+  void copy_interior(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
+    const int64_t rows = (y1 - y0 - 1) * s_.stride_h + (s_.kh - 1) * s_.dilation_h + 1;
+    const int64_t row = (s_.w + 2 * s_.pad_w) * p.from_stride, from_rows = s_.h + 2 * s_.pad_h;
+    const int64_t step = p.strip_rows * s_.stride_h;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t top = y0 * s_.stride_h + r;
+      const Cell* src = p.from + top * row;
+      int64_t src_stride = step * row;
+      if (top + (p.strips - 1) * step >= from_rows) {  // a last strip that ends early
+        for (int64_t s = 0; s < p.strips; ++s) {
+          Cell* line = room.single + s * room.single_stride;
+          if (top + s * step < from_rows) {
+            std::copy_n(src + s * src_stride, row, line);
+          } else {
+            std::fill_n(line, row, Types<T>::kZero);
+          }
+        }
+        src = room.single;
+        src_stride = room.single_stride;
+      }
+      micro_.interleave(src, src_stride, p.strips, row, room.in + r * p.row_stride);
     }
   }
 
@@ -204,7 +230,7 @@ class SampleConv {
     v.relu = (p.direct_out || a_.to_interior) && a_.relu;
     v.in = room.in;
     v.out = room.out;
-    if (a_.from_interior) v.in = p.from + y0 * s_.stride_h * p.row_stride;
+    if (a_.from_interior && p.direct_in) v.in = p.from + y0 * s_.stride_h * p.row_stride;
     if constexpr (kSameInterior) {
       if (writes_interior(p)) {
         v.out_row += 2 * a_.halo_w * p.to_stride;

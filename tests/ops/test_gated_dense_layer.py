@@ -110,9 +110,19 @@ def test_a_layer_in_several_blocks_of_rows(kernel, form, layout):
     form(Case(batch=2, ci=160, middle=64, growth=32, size=(33, 40), group_size=16, layout=layout, pool=True))
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_threads_change_no_bit(isa, batch):
-    case = Case(batch=batch, ci=90, middle=48, size=(19, 23), pool=True)
+# Few new channels: the middle is cut into strips, two or four, of which the last may end early.
+@pytest.mark.parametrize("growth", [1, 4, 7, 8])
+@pytest.mark.parametrize("middle", [5, 16, 48])
+@pytest.mark.parametrize("size", [(16, 16), (17, 8), (18, 3), (19, 1), (5, 9), (9, 5), (33, 20), (41, 600)])
+def test_strips_of_the_middle(kernel, growth, middle, size):
+    check(Case(ci=9, middle=middle, growth=growth, size=size, out_open=None, pool=True))
+    if size[1] < 600:
+        check_in_place(Case(ci=9, middle=middle, growth=3 * growth, group_size=growth, size=size, packed=True))
+
+
+@pytest.mark.parametrize(("batch", "growth"), [(1, 12), (3, 12), (1, 4), (3, 8)])
+def test_threads_change_no_bit(isa, batch, growth):
+    case = Case(batch=batch, ci=90, middle=48, growth=growth, size=(19, 23), pool=True)
     torch.manual_seed(0)
     arguments = build(case)[0]
     call = with_buffer(arguments, case)
