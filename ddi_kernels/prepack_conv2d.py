@@ -192,11 +192,11 @@ def _winograd_points(transform: Transform) -> list[list[float]]:
     if transform.m == 2:
         return [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
     a, b, taps = 0.625, 1.5, transform.side - transform.m + 1
-    rows: list[list[float]] = [[1 / (a * b) ** 2] + [0] * (taps - 1)]
+    rows: list[list[float]] = [[1 / (a * b) ** 2] + [0.0] * (taps - 1)]
     for near, far in ((a, b), (b, a)):
         scale = 1 / (2 * near**2 * (near**2 - far**2))
         rows += [[scale * (s * near) ** i for i in range(taps)] for s in (1, -1)]
-    return [*rows, [0] * (taps - 1) + [1]]
+    return [*rows, [0.0] * (taps - 1) + [1.0]]
 
 
 def _fake(weight: Tensor, groups: int, winograd: bool) -> Tensor:

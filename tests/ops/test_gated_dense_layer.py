@@ -117,7 +117,8 @@ def test_a_layer_in_several_blocks_of_rows(kernel, form, layout):
 def test_strips_of_the_middle(kernel, growth, middle, size):
     check(Case(ci=9, middle=middle, growth=growth, size=size, out_open=None, pool=True))
     if size[1] < 600:
-        check_in_place(Case(ci=9, middle=middle, growth=3 * growth, group_size=growth, size=size, packed=True))
+        gated = Case(ci=9, middle=middle, growth=3 * growth, group_size=growth, size=size, packed=True)
+        check_in_place(gated)
 
 
 @pytest.mark.parametrize(("batch", "growth"), [(1, 12), (3, 12), (1, 4), (3, 8)])
