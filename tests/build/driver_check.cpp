@@ -126,7 +126,23 @@ Case<T> random_case() {
            s.w + 2 * s.pad_w <= s.dilation_w * (s.kw - 1));
   // Enough of the few that Winograd's transforms are for.
   s.winograd = std::is_same<typename ddi::Types<T>::Cell, float>::value && pick({0, 0, 1});
-  if (s.winograd) {
+  const bool strided = s.winograd && pick({0, 0, 1});
+  if (strided) {
+    s = {s.n,
+         pick({1, 3, 5}),
+         pick({23, 34}),
+         pick({24, 37}),
+         pick({16, 33}),
+         7,
+         7,
+         2,
+         2,
+         s.pad_h,
+         s.pad_w,
+         1,
+         1};
+    s.winograd = true;
+  } else if (s.winograd) {
     s = {s.n,
          pick({16, 40, 130}),
          pick({5, 9, 20}),
@@ -152,6 +168,7 @@ Case<T> random_case() {
   c.relu = pick({0, 1});
   c.in_open = random_mask(s.n * groups(s.ci, c.in_group));
   c.out_open = random_mask(s.n * groups(s.co, c.out_group));
+  if (strided && pick({0, 1, 1})) std::fill(c.in_open.begin(), c.in_open.end(), uint8_t{1});
   c.x = random_values<T>(s.n * s.ci * s.h * s.w);
   c.weight = random_values<T>(s.co * s.group_ci() * s.kh * s.kw);
   using Acc = typename ddi::Types<T>::Acc;
@@ -170,7 +187,7 @@ Case<T> random_case() {
   }
   const int64_t ci = s.group_ci();
   int64_t numel = ddi::prepack_conv2d_numel<T>(s.co, ci, s.kh, s.kw, s.groups);
-  numel += s.winograd ? ddi::winograd_numel(s.co, ci) : 0;
+  numel += s.winograd ? ddi::winograd_numel(s.co, ci, s.kh, s.kw) : 0;
   c.packed.resize(numel / ddi::Types<T>::kPack);
   const int64_t taps = s.kh * s.kw;
   ddi::prepack_conv2d<T>(
