@@ -19,7 +19,7 @@ from ddi_kernels.engine import Engine
 
 __all__ = ["draw_decisions", "find_keep", "forced", "mean_macs"]
 
-_STEPS = 14  # of the bisection
+_STEPS = 10  # of the bisection
 
 
 def draw_decisions(

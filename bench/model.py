@@ -31,7 +31,6 @@ from .networks import DTYPES, NETWORKS, POOL, SHIPPED, Case, Network, make_case
 from .opponents import bind_onnxruntime, bind_openvino
 from .rows import write_rows
 
-SEARCH = 64  # decisions that the share of open gates is searched with
 ROUNDS = 5
 CALL_SECONDS = 2.0
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
@@ -107,17 +106,17 @@ def plain_calls(case: Case, frozen: engine.Engine) -> Ours:
 
 def gated_calls(case: Case, frozen: engine.Engine, target: float, layers: bool) -> Ours:
     """The gated network at a ratio of multiply-adds, closing layers and channels, or channels alone."""
-    singles = torch.cat(case.images[: max(1, SEARCH // case.batch)]).split(1)
+    count = max(POOL // case.batch, len(case.images))
+    single = case.images[0][:1]  # multiply-adds depend on the bits alone
 
-    def decisions(keep: float, count: int) -> Tensor:
-        return draw_decisions(frozen, count, keep if layers else 1.0, keep)
+    def decisions(keep: float) -> Tensor:
+        return draw_decisions(frozen, count * case.batch, keep if layers else 1.0, keep)
 
     def ratio(keep: float) -> float:
-        return frozen.dense_macs / mean_macs(frozen, singles, decisions(keep, SEARCH))
+        return frozen.dense_macs / mean_macs(frozen, [single], decisions(keep)[:POOL])
 
     keep = find_keep(ratio, target)
-    count = max(POOL // case.batch, len(case.images))
-    bits = decisions(keep, count * case.batch).split(case.batch)
+    bits = decisions(keep).split(case.batch)
     calls = [partial(frozen, case.images[i % len(case.images)], decisions=row) for i, row in enumerate(bits)]
     macs: list[int] = []
     for call in calls:
