@@ -163,20 +163,22 @@ class ConvPlanner {
 
   // Winograd's transform, where it pays: it costs so much a tile for every open channel, in or out,
   // and saves so much for every pair of them; and the larger weights must be read for enough tiles
-  // while they are in cache, those of all samples unless they are gathered for each. Factors as
-  // measured (docs/winograd.md).
+  // while they are in cache: those of all samples if all read the same weights. Factors as measured
+  // (docs/winograd.md).
   void choose_transform(ConvPlan<T>& p) const {
     p.winograd = 0;
     p.taps = taps_;
     p.phases = 1;
     if (!s_.winograd || s_.dilation_h != 1 || s_.dilation_w != 1) return;
     const int64_t pairs = p.in.open * p.out.open, channels = p.in.open + p.out.open;
+    const bool shared = p.whole_panels && p.in.open == ci_;
     for (const int m : winograd_forms(s_.kh, s_.kw).m) {
       if (!has_winograd(m, co_, ci_)) continue;
       const int64_t stride = winograd_stride(m), numel = winograd_taps(m) * ci_ * co_;
       const bool far = numel * static_cast<int64_t>(sizeof(Cell)) > kWinogradBytes;
       const int64_t tiles = ceil_div(s_.out_h(), m) * ceil_div(s_.out_w(), m);
-      const bool enough = p.whole_panels ? s_.n * tiles >= 16 : tiles >= (far ? 32 : 16);
+      const int64_t least = far && !p.whole_panels ? 32 : 16;
+      const bool enough = (shared ? s_.n * tiles : tiles) >= least;
       if (s_.stride_h != stride || s_.stride_w != stride || !enough) continue;
       if (pairs <= kWinogradGain[m - 2] * channels) continue;
       // Phases are told apart by where a channel lies: all are there.
