@@ -11,7 +11,7 @@ from .cost import count_macs, latency
 from .decision import Decision, Mask
 from .freeze import FreezeError, freeze
 from .gates import DDIConfig, DenseDDIConfig
-from .losses import budget_loss
+from .losses import branch_loss, budget_loss
 from .nn import (
     ExitHead,
     FrozenModel,
@@ -44,6 +44,7 @@ __all__ = [
     "LayerSkip",
     "Mask",
     "__version__",
+    "branch_loss",
     "budget_loss",
     "convert_",
     "count_macs",

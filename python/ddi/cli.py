@@ -33,9 +33,12 @@ def _add_train_fields(parser: argparse.ArgumentParser) -> None:
     for item in fields(TrainConfig):
         if item.name == "gates":
             continue
+        flag, text = "--" + item.name.replace("_", "-"), f"default {item.default}"
+        if item.type == "bool":
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+            continue
         kind = {"int": int, "float": float}.get(str(item.type), str)
-        flag = "--" + item.name.replace("_", "-")
-        parser.add_argument(flag, type=kind, help=f"default {item.default}")
+        parser.add_argument(flag, type=kind, help=text)
 
 
 def _train(args: argparse.Namespace) -> Any:

@@ -16,7 +16,12 @@ from .data import Dataset, Split
 from .decision import Decision
 from .record import Record, record
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "has_exits"]
+
+
+def has_exits(model: nn.Module) -> bool:
+    """Whether a model has branch classifiers."""
+    return bool(getattr(model, "exit_positions", ()))
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Evaluation:
         dense_macs: multiply-adds per sample without gates.
         keep: bool[S, skippable blocks] and their names; empty for a plain model.
         open_share: float[S, gated blocks], the share of open interior channels where the block ran, else 0.
+        exit_correct: bool[S, E] of the branch classifiers, shallowest first; E = 0 without any.
     """
 
     logits: Tensor
@@ -40,6 +46,12 @@ class Evaluation:
     keep_names: list[str]
     open_share: Tensor
     block_names: list[str]
+    exit_correct: Tensor
+
+    @property
+    def exit_accuracy(self) -> list[float]:
+        """Of each branch classifier."""
+        return self.exit_correct.double().mean(0).tolist()
 
     @property
     def accuracy(self) -> float:
@@ -79,7 +91,8 @@ def evaluate(
     progress: bool = False,
     device: torch.device | str = "cpu",
 ) -> Evaluation:
-    """Runs a model in eval mode over a split; gated models take the sparse path.
+    """Runs a model in eval mode over a split; gated models take the sparse path. Branch classifiers run, too,
+    and are not among the MACs.
 
     Example:
         >>> data = ddi.data.get_dataset("scene_digits")
@@ -89,21 +102,26 @@ def evaluate(
     model.eval()
     gated = is_converted(model)
     logits: list[Tensor] = []
+    branches: list[Tensor] = []
     starts = range(0, len(split.labels), batch_size)
     try:
         with record(model) if gated else nullcontext() as rec:
             for start in tqdm(starts, disable=None if progress else True, desc="evaluate"):
                 x = dataset.normalize(split.images[start : start + batch_size]).to(device)
-                logits.append(model(x).float().cpu())
+                labels = split.labels[start : start + batch_size].to(device)
+                *early, main = model(x, all_exits=True) if has_exits(model) else (model(x),)
+                right = [one.argmax(1) == labels for one in early]
+                branches.append(torch.stack(right, 1) if right else torch.empty(len(x), 0).bool())
+                logits.append(main.float().cpu())
     finally:
         model.train(training)
     scores = torch.cat(logits)
     dense = dense_macs(model, (1, *split.images.shape[1:]))
-    correct = scores.argmax(1) == split.labels
+    correct, right_early = scores.argmax(1) == split.labels, torch.cat(branches).cpu()
     if rec is None:
         macs = torch.full((len(correct),), float(dense), dtype=torch.float64)
         empty = torch.empty(len(correct), 0)
-        return Evaluation(scores, correct, macs, dense, empty.bool(), [], empty, [])
+        return Evaluation(scores, correct, macs, dense, empty.bool(), [], empty, [], right_early)
     keep, keep_names, share, names = _bits(rec)
-    macs = rec.macs.double().cpu()
-    return Evaluation(scores, correct, macs, dense, keep.cpu(), keep_names, share.cpu(), names)
+    macs, share = rec.macs.double().cpu(), share.cpu()
+    return Evaluation(scores, correct, macs, dense, keep.cpu(), keep_names, share, names, right_early)

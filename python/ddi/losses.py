@@ -1,12 +1,16 @@
-"""Training losses that hold a gated model to a resource target."""
+"""Training losses beside the main head's: of a gated model's resource target, and of branch classifiers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .record import Record
 
-__all__ = ["budget_loss"]
+__all__ = ["branch_loss", "budget_loss"]
 
 
 def budget_loss(rec: Record, target: float) -> Tensor:
@@ -32,3 +36,29 @@ def budget_loss(rec: Record, target: float) -> Tensor:
         raise ValueError(f"budget_loss: target must lie in (0, 1], got {target!r}")
     share = rec.macs.mean() / rec.dense_macs
     return share if share.item() > target else -share
+
+
+def branch_loss(logits: Sequence[Tensor], labels: Tensor, equalise: bool = True) -> Tensor:
+    """Sum of the branch classifiers' cross entropies, as Dual Dynamic Inference trains them with the network
+    (arXiv 1907.04523).
+
+    Args:
+        logits: float[N, classes] of each branch classifier; not the main ones.
+        labels: int64[N].
+        equalise: scale each loss to their mean. The gradient of a shallow branch, whose loss stays large,
+            then does not outweigh those of deep ones. The value of the sum is the same.
+
+    Returns:
+        Scalar to weigh and add to the main loss.
+
+    Example:
+        >>> *branches, main = model.forward_exits(images)
+        >>> loss = F.cross_entropy(main, labels) + ddi.branch_loss(branches, labels)
+    """
+    if not logits:
+        raise ValueError("branch_loss: logits is empty; create the model with exits")
+    losses = torch.stack([F.cross_entropy(one, labels) for one in logits])
+    if equalise:
+        own = losses.detach()
+        losses = losses * (own.mean() / own.clamp_min(1e-8))
+    return losses.sum()

@@ -25,6 +25,7 @@ def summarise(result: Evaluation) -> dict[str, Any]:
         "p50_macs": median,
         "p90_macs": high,
         "mac_ratio": result.mac_ratio,
+        **({"exit_accuracy": result.exit_accuracy} if result.exit_accuracy else {}),
         "macs": result.macs.tolist(),
     }
 
@@ -41,8 +42,15 @@ def format_evaluation(summary: dict[str, Any]) -> str:
             f"MMACs per image  {million['mean_macs']:.2f} mean; p10 {million['p10_macs']:.2f}, "
             f"p50 {million['p50_macs']:.2f}, p90 {million['p90_macs']:.2f}",
             f"mac_ratio        {summary['mac_ratio']:.2f}",
+            *_early(summary.get("exit_accuracy", [])),
         )
     )
+
+
+def _early(accuracy: list[float]) -> list[str]:
+    """A line on the branch classifiers, if there are any."""
+    shares = ", ".join(_percent(one) for one in accuracy)
+    return [f"branches         {shares}, shallowest first"] if accuracy else []
 
 
 def format_freeze(summary: dict[str, Any]) -> str:

@@ -120,3 +120,71 @@ def test_bad_values(bad):
 def test_unknown_key():
     with pytest.raises(ValueError, match="unknown keys.*epochs.*allowed.*joint_epochs"):
         TrainConfig.from_dict({"epochs": 3})
+
+
+# Branch classifiers.
+
+
+@pytest.fixture(scope="module")
+def branched(tmp_path_factory):
+    """A plain run with two branch classifiers."""
+    out = tmp_path_factory.mktemp("branched")
+    values = TINY | {"gates": None, "exits": "1,2", "joint_epochs": 0, "backbone_epochs": 6, "batch_size": 64}
+    return out, train(TrainConfig(**values), out, progress_bar=False)
+
+
+def test_branches_learn_and_are_saved(branched):
+    out, last = branched
+    model, meta = ddi.load_model(out / "model.safetensors")
+    assert model.exit_positions == (1, 2) and meta["train"]["exits"] == "1,2"
+    assert len(last["exit_accuracy"]) == 2 and min(last["exit_accuracy"]) > 0.3  # of ten classes
+    data = ddi.data.get_dataset("digits32")
+    result = ddi.evaluate.evaluate(model, data, data.validation())
+    assert result.exit_accuracy == pytest.approx(last["exit_accuracy"], abs=1e-5)
+    assert result.accuracy == pytest.approx(last["validation_accuracy"], abs=1e-5)
+
+
+def test_gated_run_goes_on_with_the_branches_of_its_backbone(branched, tmp_path):
+    init = str(branched[0] / "model.safetensors")
+    config = TrainConfig(**TINY | {"init": init, "joint_epochs": 1, "mac_target": 0.8})
+    last = train(config, tmp_path, progress_bar=False)
+    model, _ = ddi.load_model(tmp_path / "model.safetensors")
+    assert model.exit_positions == (1, 2) and hasattr(model, "ddi_gates")
+    assert len(last["exit_accuracy"]) == 2 and min(last["exit_accuracy"]) > 0.3
+
+
+def test_branches_come_to_a_backbone_without_any(finished, branched, tmp_path):
+    plain = tmp_path / "plain"
+    values = TINY | {"gates": None, "gates_epochs": 0, "joint_epochs": 0}
+    train(TrainConfig(**values), plain, progress_bar=False)
+    values |= {"init": str(plain / "model.safetensors"), "exits": "default"}
+    trainer = Trainer(TrainConfig(**values), tmp_path / "more")
+    before = weights(plain)
+    after = trainer.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert set(after) - set(before) == {n for n in after if n.startswith("exits.")} != set()
+    with pytest.raises(CheckpointError, match=r"after blocks \(1, 2\), the run wants them after \(1,\)"):
+        Trainer(TrainConfig(**values | {"init": str(branched[0] / "model.safetensors"), "exits": "1"}), "x")
+
+
+@pytest.mark.parametrize("exits", ["all", "1,a", "", "0", "2,1", "9"])
+def test_exits_that_are_none(exits, tmp_path):
+    with pytest.raises(ValueError, match="exits"):
+        Trainer(TrainConfig(**TINY | {"exits": exits}), tmp_path)
+
+
+def test_branch_loss():
+    labels = torch.tensor([0, 1, 2, 0])
+    logits = [torch.randn(4, 3, requires_grad=True) for _ in range(3)]
+    own = [torch.nn.functional.cross_entropy(one, labels) for one in logits]
+    loss = ddi.branch_loss(logits, labels)
+    assert loss.item() == pytest.approx(sum(own).item())
+    got = torch.autograd.grad(loss, logits, retain_graph=True)
+    mean = sum(own).item() / 3
+    for one, gradient, expected in zip(own, got, torch.autograd.grad(sum(own), logits), strict=True):
+        torch.testing.assert_close(gradient, expected * mean / one.item())
+    assert ddi.branch_loss(logits, labels, equalise=False).item() == pytest.approx(sum(own).item())
+    certain = torch.nn.functional.one_hot(labels, 3) * 1e4  # a loss of 0 has no gradient to scale
+    assert ddi.branch_loss([certain.float(), logits[0]], labels).isfinite()
+    with pytest.raises(ValueError, match="branch_loss: logits is empty"):
+        ddi.branch_loss([], labels)

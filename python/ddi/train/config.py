@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
+
+from ..backbones.base import Exits
 
 __all__ = ["Stage", "TrainConfig"]
 
@@ -15,6 +17,10 @@ class TrainConfig:
     Args:
         model, dataset, data_root: names known to `create_model` and `get_dataset`.
         gates: a gate config as `config_to_dict` gives it, or None for a plain network.
+        exits: branch classifiers, trained with the network: "default", a number of them, or after which
+            blocks, as "3,6,9"; None: those that `init` has, else none.
+        branch_weight: factor of their `branch_loss`.
+        equalise: see `branch_loss`.
         mac_target: wanted share of the dense MACs, reached in the joint stage.
         init: checkpoint of a plain network to start from, instead of random weights.
         backbone_epochs, gates_epochs, joint_epochs: length of each stage; 0 leaves it out. Without gates the
@@ -31,6 +37,9 @@ class TrainConfig:
     dataset: str = "scene_digits"
     data_root: str | None = None
     gates: dict[str, Any] | None = None
+    exits: str | None = None
+    branch_weight: float = 1.0
+    equalise: bool = True
     mac_target: float = 0.3
     init: str | None = None
     seed: int = 0
@@ -52,6 +61,8 @@ class TrainConfig:
         for name in ("backbone_epochs", "gates_epochs", "joint_epochs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train: {name} must not be negative, got {getattr(self, name)!r}")
+        if self.branch_weight < 0:
+            raise ValueError(f"train: branch_weight must not be negative, got {self.branch_weight!r}")
         if self.batch_size < 2:
             raise ValueError(f"train: batch_size must be at least 2, got {self.batch_size!r}")
 
@@ -62,6 +73,18 @@ class TrainConfig:
         if unknown := sorted(set(data) - allowed):
             raise ValueError(f"train config: unknown keys {unknown}; allowed: {sorted(allowed)}")
         return cls(**data)
+
+    def backbone_exits(self) -> Exits:
+        """`exits` as `create_model` takes it."""
+        if self.exits is None or self.exits == "default":
+            return cast(Exits, self.exits)
+        try:
+            numbers = [int(word) for word in self.exits.split(",")]
+        except ValueError as error:
+            raise ValueError(
+                f'train: exits must be "default", a number, or numbers as in "3,6,9"; got {self.exits!r}'
+            ) from error
+        return numbers if "," in self.exits else numbers[0]
 
     def stages(self) -> list[Stage]:
         """The stages this run goes through, in order."""

@@ -31,9 +31,9 @@ from ..checkpoint import (
 )
 from ..convert import convert_, is_converted
 from ..data import Dataset, get_dataset
-from ..evaluate import evaluate
+from ..evaluate import evaluate, has_exits
 from ..gates import config_from_dict
-from ..losses import budget_loss
+from ..losses import branch_loss, budget_loss
 from ..record import record
 from .config import Stage, TrainConfig
 
@@ -73,18 +73,34 @@ class Trainer:
     def _initial_model(self) -> nn.Module:
         config = self.config
         torch.manual_seed(config.seed)
-        if config.init is None:
-            model = create_model(config.model, num_classes=self.data.num_classes)
-        else:
-            model, meta = load_model(config.init)
-            if is_converted(model):
-                raise CheckpointError(f"train: init={config.init} holds a gated model; give a plain one")
-            if meta.get("model") not in (None, config.model):
-                raise CheckpointError(
-                    f"train: init={config.init} holds {meta['model']!r}, the run wants {config.model!r}"
-                )
+        model = self._new_model() if config.init is None else self._load_init(config.init)
         if config.gates is not None:
             convert_(model, config_from_dict(config.gates))
+        return model
+
+    def _new_model(self) -> Any:
+        exits = self.config.backbone_exits()
+        return create_model(self.config.model, num_classes=self.data.num_classes, exits=exits)
+
+    def _load_init(self, path: str) -> Any:
+        """The checkpoint's plain network, with branch classifiers if some are wanted."""
+        loaded: Any
+        loaded, meta = load_model(path)
+        if is_converted(loaded):
+            raise CheckpointError(f"train: init={path} holds a gated model; give a plain one")
+        if meta.get("model") not in (None, self.config.model):
+            raise CheckpointError(
+                f"train: init={path} holds {meta['model']!r}, the run wants {self.config.model!r}"
+            )
+        if self.config.exits is None:
+            return loaded
+        model = self._new_model()
+        if loaded.exit_positions not in ((), model.exit_positions):
+            raise CheckpointError(
+                f"train: init={path} has branch classifiers after blocks {loaded.exit_positions}, the run "
+                f"wants them after {model.exit_positions}; leave exits out to train those that it has"
+            )
+        model.load_state_dict(loaded.state_dict(), strict=False)  # all, or all but exits.*
         return model
 
     def _gate_parameters(self) -> list[nn.Parameter]:
@@ -129,11 +145,18 @@ class Trainer:
     def _loss(self, stage: Stage, done: float, x: Tensor, labels: Tensor) -> tuple[Tensor, float]:
         # The recipe's backbone stage knows no gates; a converted model runs it fully open by construction.
         if not is_converted(self.model) or stage.name == "backbone":
-            return F.cross_entropy(self.model(x), labels), 1.0
+            return self._task_loss(x, labels), 1.0
         with record(self.model) as rec:
-            loss = F.cross_entropy(self.model(x), labels)
+            loss = self._task_loss(x, labels)
         loss = loss + self.config.budget_weight * budget_loss(rec, self._target(stage, done))
         return loss, rec.macs.mean().item() / rec.dense_macs
+
+    def _task_loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        if not has_exits(self.model):
+            return F.cross_entropy(self.model(x), labels)
+        *branches, main = self.model(x, all_exits=True)
+        loss = F.cross_entropy(main, labels)
+        return loss + self.config.branch_weight * branch_loss(branches, labels, self.config.equalise)
 
     def _train_mode(self, stage: Stage) -> None:
         # A frozen backbone keeps its BatchNorm statistics too.
@@ -217,6 +240,7 @@ class Trainer:
             epoch=self.progress.epoch + 1,
             validation_accuracy=round(result.accuracy, 5),
             mac_ratio=round(result.mac_ratio, 4),
+            **({"exit_accuracy": [round(a, 5) for a in exits]} if (exits := result.exit_accuracy) else {}),
         )
 
     @property
@@ -275,6 +299,7 @@ class Trainer:
             self.config.model,
             meta,
             num_classes=self.data.num_classes,
+            exits=list(plain.exit_positions) or None,  # type: ignore[arg-type]
         )
         write_atomic(self.out / "history.json", json.dumps(meta, indent=1).encode())
         self._state_path.unlink(missing_ok=True)
