@@ -71,6 +71,12 @@ class Exits(nn.Module):
         return self.forward_exits(x)[-1]
 
 
+def _stem() -> nn.Module:
+    """The first layers of networks for large images; wide padding, for as many tiles as Winograd asks."""
+    pools = nn.MaxPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(nn.Conv2d(3, 4, 7, 2, 6), nn.ReLU(), *pools, nn.Linear(4, CLASSES))
+
+
 def _resnet(block: type[BasicBlock] | type[Bottleneck], width: int, **gates: bool) -> nn.Module:
     model = ResNet(block, (2, 1), width, "cifar", CLASSES)
     config = ddi.DDIConfig(group_size=2, hidden=2, channel_hidden=2, **gates)
@@ -85,6 +91,7 @@ def _densenet(gated: bool) -> nn.Module:
 PLANS: dict[str, tuple[Callable[[], nn.Module], torch.dtype]] = {
     "mixed": (lambda: Mixed(1), torch.float32),
     "mixed_dilated": (lambda: Mixed(2), torch.float32),
+    "stem": (_stem, torch.float32),
     "exits": (Exits, torch.float32),
     "exits_bf16": (Exits, torch.bfloat16),
     "resnet": (lambda: _resnet(BasicBlock, 4), torch.float32),
