@@ -21,15 +21,17 @@ struct BlockRoom {
     const int64_t strips = micro<T>().max_strips, slack = 2 * kLanes * strips;
     const int64_t cells = round_up(s.group_ci(), kLanes) / Types<T>::kPack;  // as in interiors
     const int64_t row = (s.w + 2 * s.pad_w + 1) * cells;
-    // Of the smallest block: a row of outputs, or of Winograd's tiles, of two strips at the most.
-    const int64_t rows =
-        std::max(((s.kh - 1) * s.dilation_h + 1) * strips, int64_t{s.winograd ? 12 : 0});
-    const int64_t out_rows = std::max(strips, int64_t{s.winograd ? 4 : 1});
-    const int64_t out_row = s.out_w() * round_up(s.group_co(), kLanes);
+    // The smallest block is one row of outputs of every strip, or one of Winograd's tiles: at most
+    // 4 rows of outputs, and 6 of inputs, which are two each where an image is cut into phases.
+    const int64_t lines = std::max(strips, int64_t{2});
+    const int64_t rows = std::max((s.kh - 1) * s.dilation_h + 1, int64_t{s.winograd ? 6 : 0});
+    const int64_t out_rows = s.winograd ? 4 : 1;
+    const int64_t out_row = s.out_w() * round_up(s.group_co(), kLanes) * strips;
     single_stride = round_up(row + 2 * kLanes, kLanes);
     out_numel = std::max<int64_t>(out_rows * out_row, kBlockBytes / sizeof(Acc)) + slack;
-    in = arena.take<Cell>(std::max<int64_t>(rows * row, kBlockBytes / sizeof(Cell)) + slack);
-    single = arena.take<Cell>(std::max(strips, int64_t{2}) * single_stride);
+    in =
+        arena.take<Cell>(std::max<int64_t>(rows * row * lines, kBlockBytes / sizeof(Cell)) + slack);
+    single = arena.take<Cell>(lines * single_stride);
     out = arena.take<Acc>(out_numel);
     single_out = arena.take<Acc>(out_numel + strips * 2 * kLanes);
     expanded_numel = Types<T>::kInteger ? std::max<int64_t>(s.co, kBlockBytes / 16) : 0;

@@ -147,7 +147,8 @@ def winograd_changes() -> list[dict[str, Any]]:
     masks = [shape | gate for shape in (wide, narrow) for gate in gates]
     # Rows of tiles that are more than a block of an image may usually take.
     long = {"batch": 1, "in_open": None, "out_open": None}
-    rows = [long | {"ci": 32, "co": 32, "size": (8, 4000)}, long | {"ci": 18, "co": 8, "size": (16, 8000)}]
+    sizes = [(32, 32, (8, 4000)), (18, 8, (16, 8000)), (18, 36, (32, 3000))]  # of one, two and four strips
+    rows = [long | {"ci": ci, "co": co, "size": size} for ci, co, size in sizes]
     cases = [*shapes, *masks, *(wide | o for o in others), *rows, *_strided_winograd_changes()]
     return [c | {"packed": True, "winograd": True} for c in cases]
 
