@@ -44,27 +44,20 @@ DDI_INLINE void output_points(const typename L::V (&x)[4], typename L::V (&y)[2]
   y[1] = L::add(L::sub(x[1], x[2]), x[3]);
 }
 
-template <class L>
-DDI_INLINE void output_points(const typename L::V (&x)[6], typename L::V (&y)[3]) {
+template <class L, int M>
+DDI_INLINE void output_points(const typename L::V (&x)[6], typename L::V (&y)[M]) {
   using V = typename L::V;
   constexpr float a = kWinogradA, b = kWinogradB;
   const V p = L::add(x[1], x[2]), q = L::sub(x[1], x[2]);
   const V r = L::add(x[3], x[4]), s = L::sub(x[3], x[4]);
   y[0] = L::add(x[0], L::add(p, r));
   y[1] = L::madd(L::set(b), s, L::mul(L::set(a), q));
-  y[2] = L::madd(L::set(b * b), r, L::madd(L::set(a * a), p, x[5]));
-}
-
-template <class L>
-DDI_INLINE void output_points(const typename L::V (&x)[6], typename L::V (&y)[4]) {
-  using V = typename L::V;
-  constexpr float a = kWinogradA, b = kWinogradB;
-  const V p = L::add(x[1], x[2]), q = L::sub(x[1], x[2]);
-  const V r = L::add(x[3], x[4]), s = L::sub(x[3], x[4]);
-  y[0] = L::add(x[0], L::add(p, r));
-  y[1] = L::madd(L::set(b), s, L::mul(L::set(a), q));
-  y[2] = L::madd(L::set(b * b), r, L::mul(L::set(a * a), p));
-  y[3] = L::madd(L::set(b * b * b), s, L::madd(L::set(a * a * a), q, x[5]));
+  if constexpr (M == 3) {
+    y[2] = L::madd(L::set(b * b), r, L::madd(L::set(a * a), p, x[5]));
+  } else {
+    y[2] = L::madd(L::set(b * b), r, L::mul(L::set(a * a), p));
+    y[3] = L::madd(L::set(b * b * b), s, L::madd(L::set(a * a * a), q, x[5]));
+  }
 }
 
 // Elements [c, c + kCount) of one tile, whose columns are at[] from each row.
