@@ -102,22 +102,21 @@ def evaluate(
     model.eval()
     gated = is_converted(model)
     logits: list[Tensor] = []
-    branches: list[Tensor] = []
+    answers: list[Tensor] = []
     starts = range(0, len(split.labels), batch_size)
     try:
         with record(model) if gated else nullcontext() as rec:
             for start in tqdm(starts, disable=None if progress else True, desc="evaluate"):
                 x = dataset.normalize(split.images[start : start + batch_size]).to(device)
-                labels = split.labels[start : start + batch_size].to(device)
-                *early, main = model(x, all_exits=True) if has_exits(model) else (model(x),)
-                right = [one.argmax(1) == labels for one in early]
-                branches.append(torch.stack(right, 1) if right else torch.empty(len(x), 0).bool())
-                logits.append(main.float().cpu())
+                exits = model(x, all_exits=True) if has_exits(model) else (model(x),)
+                answers.append(torch.stack([one.argmax(1) for one in exits], 1).cpu())
+                logits.append(exits[-1].float().cpu())
     finally:
         model.train(training)
     scores = torch.cat(logits)
     dense = dense_macs(model, (1, *split.images.shape[1:]))
-    correct, right_early = scores.argmax(1) == split.labels, torch.cat(branches).cpu()
+    right = torch.cat(answers) == split.labels[:, None]
+    right_early, correct = right[:, :-1], right[:, -1]
     if rec is None:
         macs = torch.full((len(correct),), float(dense), dtype=torch.float64)
         empty = torch.empty(len(correct), 0)

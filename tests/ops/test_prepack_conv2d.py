@@ -96,13 +96,17 @@ def test_typed_in_answer_of_phases(backend):
     torch.testing.assert_close(rows[98:, 0], expected, rtol=1e-6, atol=0)
 
 
+def with_reference(weight):
+    """What the backend in force packs, and what the reference does."""
+    packed = prepack_conv2d(weight)
+    with ddi_kernels.backend("reference"):
+        return packed, prepack_conv2d(weight)
+
+
 @pytest.mark.parametrize(("co", "ci"), [(1, 1), (64, 3), (17, 32), (128, 32), (129, 3), (64, 33)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_transforms_of_phases_equal_the_reference(backend, dtype, co, ci):
-    weight = torch.randn(co, ci, 7, 7).to(dtype)
-    packed = prepack_conv2d(weight)
-    with ddi_kernels.backend("reference"):
-        expected = prepack_conv2d(weight)
+    packed, expected = with_reference(torch.randn(co, ci, 7, 7).to(dtype))
     taps = 49 + (144 if co <= 128 and ci <= 32 else 0)
     assert packed.shape == expected.shape == (-(-co // 16) * ci * 16 * taps,)
     torch.testing.assert_close(packed, expected, rtol=3e-7, atol=1e-7)
@@ -112,10 +116,7 @@ def test_transforms_of_phases_equal_the_reference(backend, dtype, co, ci):
 @pytest.mark.parametrize("ci", [1, 17, 128, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_transforms_equal_the_reference(backend, dtype, co, ci):
-    weight = torch.randn(co, ci, 3, 3).to(dtype)
-    packed = prepack_conv2d(weight)
-    with ddi_kernels.backend("reference"):
-        expected = prepack_conv2d(weight)
+    packed, expected = with_reference(torch.randn(co, ci, 3, 3).to(dtype))
     panels, wide = -(-co // 16) * ci * 16, max(co, ci)
     taps = 9 + (36 if wide <= 128 else 0) + (16 if wide <= 256 else 0)
     assert packed.shape == expected.shape == (panels * taps,)
