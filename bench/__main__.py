@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from ddi.quiet import measuring
+
 from . import block, int8, model, op, scaling
 
 
@@ -30,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a suite; returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        with measuring():
+            args.run(args)
     except KeyboardInterrupt:
         print(f"bench {args.name}: interrupted", file=sys.stderr)
         return 130

@@ -9,11 +9,15 @@ import os
 import subprocess
 import sys
 import tomllib
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 __all__ = ["main"]
+
+
+_NOT_FLAGS = {"gates", "model_kwargs"}  # fields of TrainConfig that a config file alone can set whole
 
 
 def _add_train(verbs: Any) -> None:
@@ -31,7 +35,7 @@ def _add_train_fields(parser: argparse.ArgumentParser) -> None:
     from .train import TrainConfig
 
     for item in fields(TrainConfig):
-        if item.name == "gates":
+        if item.name in _NOT_FLAGS:
             continue
         flag, text = "--" + item.name.replace("_", "-"), f"default {item.default}"
         if item.type == "bool":
@@ -45,12 +49,27 @@ def _train(args: argparse.Namespace) -> Any:
     from .train import TrainConfig, train
 
     values: dict[str, Any] = _read_config(args.config) if args.config else {}
-    names = {item.name for item in fields(TrainConfig)} - {"gates"}
+    names = {item.name for item in fields(TrainConfig)} - _NOT_FLAGS
     values |= {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.gates:
         values["gates"] = {"kind": args.gates, "group_size": args.group_size}
     config = TrainConfig.from_dict(values)
     return {"config": asdict(config), **train(config, args.out, resume=args.resume)}
+
+
+def _add_grid(verbs: Any) -> None:
+    parser = verbs.add_parser("grid", help="run the trainings of a file: a row for each finished one")
+    parser.add_argument("grid", help="TOML file, see ddi.grid.read_grid")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
+    parser.add_argument("--work", default="out/grid", help="folder of unfinished runs (default out/grid)")
+    parser.add_argument("--only", default="", metavar="SUBSTRING", help="only runs with this in the name")
+    parser.set_defaults(run=_grid)
+
+
+def _grid(args: argparse.Namespace) -> Any:
+    from .grid import read_grid, run_grid
+
+    return run_grid(read_grid(args.grid), args.work, args.jobs, args.only)
 
 
 def _add_demo(verbs: Any) -> None:
@@ -60,7 +79,7 @@ def _add_demo(verbs: Any) -> None:
     parser.add_argument("--gated", metavar="FILE", help="gated checkpoint instead of the shipped one")
     parser.add_argument("--images", type=int, metavar="N", help="use the first N test images only")
     parser.add_argument("--passes", type=int, default=5, help="timing passes (default 5)")
-    parser.set_defaults(run=_demo)
+    parser.set_defaults(run=_demo, measures=True)
 
 
 def _demo(args: argparse.Namespace) -> Any:
@@ -152,7 +171,7 @@ def _add_run(verbs: Any) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of a call (default 1)")
     parser.add_argument("--max-macs", type=int, metavar="M", help="multiply-adds of a sample, never exceeded")
     parser.add_argument("--deadline-ms", type=float, metavar="D", help="milliseconds of a call")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, measures=True)
 
 
 def _run(args: argparse.Namespace) -> Any:
@@ -189,7 +208,7 @@ def _add_profile(verbs: Any) -> None:
     parser.add_argument("--budget-minutes", type=float, default=5, help="begin no shape after (default 5)")
     parser.add_argument("--cases", default="", metavar="SUBSTRING", help="only shapes with this in the name")
     parser.add_argument("--fresh", action="store_true", help="start over instead of going on")
-    parser.set_defaults(run=_profile)
+    parser.set_defaults(run=_profile, measures=True)
 
 
 def _profile(args: argparse.Namespace) -> Any:
@@ -241,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True)
     _add_demo(verbs)
     _add_train(verbs)
+    _add_grid(verbs)
     _add_eval(verbs)
     _add_freeze(verbs)
     _add_run(verbs)
@@ -260,10 +280,12 @@ def main(argv: list[str] | None = None) -> int:
     # Our own progress, not the chatter of the libraries beneath.
     logging.basicConfig(format="%(message)s")
     logging.getLogger("ddi").setLevel(logging.INFO)
+    from .quiet import measuring
     from .train import Interrupted
 
     try:
-        result = args.run(args)
+        with measuring() if "measures" in args else nullcontext():
+            result = args.run(args)
         if args.json:
             from .checkpoint import write_atomic
 

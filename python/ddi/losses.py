@@ -57,7 +57,7 @@ def branch_loss(logits: Sequence[Tensor], labels: Tensor, equalise: bool = True)
     """
     if not logits:
         raise ValueError("branch_loss: logits is empty; create the model with exits")
-    losses = torch.stack([F.cross_entropy(one, labels) for one in logits])
+    losses = torch.stack([F.cross_entropy(one.float(), labels) for one in logits])
     if equalise:
         own = losses.detach()
         losses = losses * (own.mean() / own.clamp_min(1e-8))

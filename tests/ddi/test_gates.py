@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from gated_models import images, mixed_model
 from torch.utils.flop_counter import FlopCounterMode
 
+import ddi
 from ddi import DDIConfig, DenseDDIConfig
 from ddi.gates import GateSite, config_from_dict, config_to_dict
 
@@ -145,3 +147,22 @@ def test_unknown_config_kind_and_key():
         config_from_dict({"kind": "skipnet"})
     with pytest.raises(ValueError, match="unknown keys.*'grups'.*allowed"):
         config_from_dict({"kind": "ddi", "grups": 3})
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet8", "densenet_bc40"])
+def test_gates_stay_in_full_precision_under_autocast(name):
+    model, x = mixed_model(name, group_size=4), images(8)
+    with ddi.record(model) as plain, torch.inference_mode():
+        expected = model(x)
+    with ddi.record(model) as rec, torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(x)
+    bits = [
+        torch.cat([m.open.flatten() for b in r.passes[0] for m in b.decision.masks]) for r in (plain, rec)
+    ]
+    assert (bits[0] == bits[1]).float().mean() > 0.98
+    same = (plain.macs - rec.macs).abs() == 0
+    torch.testing.assert_close(logits.float()[same], expected[same], rtol=0.1, atol=0.1)
+    with ddi.record(model) as rec, torch.autocast("cpu", torch.bfloat16):
+        model.train()(x)
+    softs = [mask.soft for block in rec.passes[0] for mask in block.decision.masks]
+    assert softs and all(soft.dtype == torch.float32 for soft in softs)

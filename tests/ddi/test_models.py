@@ -64,6 +64,15 @@ def test_macs_of_resnet20_by_hand():
     assert ddi.count_macs(ddi.create_model("cifar_resnet20"), torch.randn(2, 3, 32, 32)).dense == expected
 
 
+def test_narrower_and_shallower_resnets():
+    half = ddi.create_model("cifar_resnet20", width=8, depths=(2, 1, 1))
+    assert [len(half.get_submodule(f"layer{i}")) for i in (1, 2, 3)] == [2, 1, 1]
+    assert half.conv1.out_channels == 8 and half.fc.in_features == 32
+    for bad in ({"width": 0}, {"width": 2.5}, {"depths": ()}, {"depths": (1, 0, 1)}):
+        with pytest.raises(ValueError, match="width and depths must be positive ints"):
+            ddi.create_model("cifar_resnet20", **bad)
+
+
 def test_macs_of_resnet18_by_hand():
     expected = 3 * 64 * 49 * 112 * 112 + 4 * 64 * 64 * 9 * 56 * 56 + 512 * 1000
     for c, side in ((128, 28), (256, 14), (512, 7)):
@@ -137,7 +146,7 @@ def test_unknown_names_and_arguments():
     with pytest.raises(ValueError, match="unknown model 'cifar_resnet37'.*cifar_resnet38"):
         ddi.create_model("cifar_resnet37")
     with pytest.raises(ValueError, match="does not take"):
-        ddi.create_model("cifar_resnet8", width=3)
+        ddi.create_model("cifar_resnet8", stages=2)
     with pytest.raises(ValueError, match="num_classes"):
         ddi.create_model("cifar_resnet8", num_classes=0)
     with pytest.raises(ValueError, match="expected input"):

@@ -111,7 +111,9 @@ def test_init_must_be_a_plain_network_of_the_same_model(finished, tmp_path):
         train(TrainConfig(**TINY | {"init": str(tmp_path / "no.safetensors")}), tmp_path)
 
 
-@pytest.mark.parametrize("bad", [dict(mac_target=0.0), dict(joint_epochs=-1), dict(batch_size=1)])
+@pytest.mark.parametrize(
+    "bad", [dict(mac_target=0.0), dict(joint_epochs=-1), dict(batch_size=1), dict(precision="fp8")]
+)
 def test_bad_values(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         TrainConfig(**bad)
@@ -120,6 +122,20 @@ def test_bad_values(bad):
 def test_unknown_key():
     with pytest.raises(ValueError, match="unknown keys.*epochs.*allowed.*joint_epochs"):
         TrainConfig.from_dict({"epochs": 3})
+
+
+def test_mixed_precision_trains_as_well_and_keeps_float32_weights(tmp_path):
+    values = TINY | {"gates_epochs": 1, "joint_epochs": 3, "batch_size": 64, "backbone_epochs": 4}
+    last = train(TrainConfig(**values, precision="bf16", mac_target=0.8), tmp_path, progress_bar=False)
+    assert last["validation_accuracy"] > 0.5  # of ten classes
+    assert {t.dtype for n, t in weights(tmp_path).items() if "num_batches" not in n} == {torch.float32}
+
+
+def test_a_narrower_network_is_trained_and_saved(tmp_path):
+    values = TINY | {"gates": None, "joint_epochs": 0, "model_kwargs": {"width": 4, "depths": [1, 2, 1]}}
+    train(TrainConfig(**values), tmp_path, progress_bar=False)
+    model, _ = ddi.load_model(tmp_path / "model.safetensors")
+    assert model.conv1.out_channels == 4 and len(model.layer2) == 2
 
 
 # Branch classifiers.

@@ -47,7 +47,9 @@ def create_model(name: str, gates: Any | None = None, **kwargs: Any) -> nn.Modul
             `model.forward_exits(x)` gives (`model(x)` does not run them). None: none. "default": six that
             cut a ResNet's MACs evenly; of a DenseNet one in the middle of the first dense block and two, at
             1/4 and 3/4, in each other one. A number: so many, evenly spread in MACs. Rising numbers: how
-            many blocks (of a DenseNet: layers) run before each.
+            many blocks (of a DenseNet: layers) run before each. A cifar_resnet also takes `width`, the
+            channels of its first stage (16), and `depths`, the blocks of each stage: for networks that are
+            narrower or shallower at all times, to compare a gated one with.
 
     Raises:
         ValueError: unknown name or argument, with the nearest known ones.

@@ -105,6 +105,8 @@ class ResNet(Backbone):
         super().__init__()
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"ResNet: num_classes must be a positive int, got {num_classes!r}")
+        if any(not isinstance(size, int) or size < 1 for size in (width, *depths)) or not depths:
+            raise ValueError(f"ResNet: width and depths must be positive ints, got {width!r} and {depths!r}")
         large = stem == "imagenet"
         self.conv1 = nn.Conv2d(3, width, *((7, 2, 3) if large else (3, 1, 1)), bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -131,8 +133,11 @@ class ResNet(Backbone):
 
 def _register_cifar(depth: int) -> None:
     @register_model(f"cifar_resnet{depth}")
-    def build(num_classes: int = 10, exits: Exits = None) -> nn.Module:
-        return ResNet(BasicBlock, ((depth - 2) // 6,) * 3, 16, "cifar", num_classes, exits)
+    def build(
+        num_classes: int = 10, exits: Exits = None, width: int = 16, depths: Sequence[int] | None = None
+    ) -> nn.Module:
+        depths = ((depth - 2) // 6,) * 3 if depths is None else depths
+        return ResNet(BasicBlock, depths, width, "cifar", num_classes, exits)
 
 
 def _register(depth: int, block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int]) -> None:

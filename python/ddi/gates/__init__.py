@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
+from ..concatenation import channel_means
 from ..decision import Decision
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "GateSite",
     "config_from_dict",
     "config_to_dict",
+    "full_precision",
+    "gate_input",
     "require_kind",
 ]
 
@@ -51,6 +55,21 @@ def require_kind(config: Any, sites: list[GateSite], kind: str, other: str) -> N
         if site.kind != kind:
             name = type(config).__name__
             raise ValueError(f"{name}: gates a {kind}, but {site.name!r} is a {site.kind}; use ddi.{other}")
+
+
+def gate_input(x: Tensor, weight: Tensor) -> Tensor:
+    """What a gate reads of x: x itself, or its means over the pixels where its dtype is not the gates' own.
+
+    Under autocast features come in half precision, but gates compare with a threshold and stay as they are.
+    """
+    if x.dtype == weight.dtype:
+        return x
+    return (x if x.dim() == 2 else channel_means(x)).to(weight.dtype)
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Turns autocast off on the device of x."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 class Gate(Protocol):

@@ -20,7 +20,7 @@ from torch import Tensor
 from ddi_kernels import gate_logits, gate_plan
 
 from ..decision import Decision, Mask
-from . import GateSite, require_kind
+from . import GateSite, full_precision, gate_input, require_kind
 
 __all__ = ["ChannelGate", "DDIConfig", "DDIGates"]
 
@@ -116,7 +116,7 @@ class DDIGates(nn.Module):
         self.threshold_logit = threshold_logit("set_threshold", threshold)
 
     def initial_state(self, x: Tensor) -> LSTMState:
-        zeros = x.new_zeros(x.shape[0], self.config.hidden)
+        zeros = self.lstm.weight_hh.new_zeros(x.shape[0], self.config.hidden)
         return zeros, zeros
 
     def weights(self, site: GateSite) -> dict[str, list[Tensor]]:
@@ -140,6 +140,10 @@ class DDIGates(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def decide(self, site: GateSite, x: Tensor, state: LSTMState) -> tuple[Decision, LSTMState]:
+        with full_precision(x):
+            return self._decide(site, gate_input(x, self.lstm.weight_hh), state)
+
+    def _decide(self, site: GateSite, x: Tensor, state: LSTMState) -> tuple[Decision, LSTMState]:
         weights = self.weights(site)
         skippable = bool(weights["layer"])
         h, c = state

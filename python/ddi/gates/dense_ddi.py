@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..decision import Decision, Mask
-from . import GateSite, require_kind
+from . import GateSite, full_precision, gate_input, require_kind
 from .ddi import ChannelGate, check_sizes, threshold_logit
 
 __all__ = ["DenseDDIConfig", "DenseDDIGates"]
@@ -77,7 +77,8 @@ class DenseDDIGates(nn.Module):
         if not site.interior:
             return Decision(), state
         gate: Any = self.channel[site.name]
-        logits = gate.expand(F.relu(gate.reduce(x.to(gate.reduce.weight.dtype))))
+        with full_precision(x):
+            logits = gate.expand(F.relu(gate.reduce(gate_input(x, gate.reduce.weight))))
         soft = torch.sigmoid(logits) if torch.is_grad_enabled() else None
         mask = Mask(logits > self.threshold_logit, group_size=self.config.group_size, soft=soft)
         return Decision(masks=(mask,)), state

@@ -16,6 +16,7 @@ class TrainConfig:
 
     Args:
         model, dataset, data_root: names known to `create_model` and `get_dataset`.
+        model_kwargs: more for `create_model`, as {"width": 8}.
         gates: a gate config as `config_to_dict` gives it, or None for a plain network.
         exits: branch classifiers, trained with the network: "default", a number of them, or after which
             blocks, as "3,6,9"; None: those that `init` has, else none.
@@ -31,11 +32,14 @@ class TrainConfig:
             layer and channel bits, which plain SGD at one rate cannot serve).
         budget_weight: factor of `budget_loss`.
         anneal: share of the joint stage over which the MAC target falls from 1 to mac_target.
+        precision: "fp32", or "bf16" for mixed precision (torch.autocast; weights, losses and gates stay
+            float32): 1.5 times as fast on CPUs with AVX512-BF16.
     """
 
     model: str = "cifar_resnet38"
     dataset: str = "scene_digits"
     data_root: str | None = None
+    model_kwargs: dict[str, Any] | None = None
     gates: dict[str, Any] | None = None
     exits: str | None = None
     branch_weight: float = 1.0
@@ -53,6 +57,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     budget_weight: float = 1.5
     anneal: float = 0.35
+    precision: str = "fp32"
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -63,6 +68,8 @@ class TrainConfig:
                 raise ValueError(f"train: {name} must not be negative, got {getattr(self, name)!r}")
         if self.branch_weight < 0:
             raise ValueError(f"train: branch_weight must not be negative, got {self.branch_weight!r}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f'train: precision must be "fp32" or "bf16", got {self.precision!r}')
         if self.batch_size < 2:
             raise ValueError(f"train: batch_size must be at least 2, got {self.batch_size!r}")
 

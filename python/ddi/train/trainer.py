@@ -34,6 +34,7 @@ from ..data import Dataset, get_dataset
 from ..evaluate import evaluate, has_exits
 from ..gates import config_from_dict
 from ..losses import branch_loss, budget_loss
+from ..quiet import working
 from ..record import record
 from .config import Stage, TrainConfig
 
@@ -79,8 +80,11 @@ class Trainer:
         return model
 
     def _new_model(self) -> Any:
-        exits = self.config.backbone_exits()
-        return create_model(self.config.model, num_classes=self.data.num_classes, exits=exits)
+        return create_model(self.config.model, exits=self.config.backbone_exits(), **self._model_kwargs())
+
+    def _model_kwargs(self) -> dict[str, Any]:
+        """Of `create_model`, but for exits."""
+        return {"num_classes": self.data.num_classes, **(self.config.model_kwargs or {})}
 
     def _load_init(self, path: str) -> Any:
         """The checkpoint's plain network, with branch classifiers if some are wanted."""
@@ -143,19 +147,21 @@ class Trainer:
         return 1.0 - share * (1.0 - self.config.mac_target)
 
     def _loss(self, stage: Stage, done: float, x: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        mixed = torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
         # The recipe's backbone stage knows no gates; a converted model runs it fully open by construction.
         if not is_converted(self.model) or stage.name == "backbone":
-            return self._task_loss(x, labels), 1.0
-        with record(self.model) as rec:
+            with mixed:
+                return self._task_loss(x, labels), 1.0
+        with record(self.model) as rec, mixed:
             loss = self._task_loss(x, labels)
         loss = loss + self.config.budget_weight * budget_loss(rec, self._target(stage, done))
         return loss, rec.macs.mean().item() / rec.dense_macs
 
     def _task_loss(self, x: Tensor, labels: Tensor) -> Tensor:
         if not has_exits(self.model):
-            return F.cross_entropy(self.model(x), labels)
+            return F.cross_entropy(self.model(x).float(), labels)
         *branches, main = self.model(x, all_exits=True)
-        loss = F.cross_entropy(main, labels)
+        loss = F.cross_entropy(main.float(), labels)
         return loss + self.config.branch_weight * branch_loss(branches, labels, self.config.equalise)
 
     def _train_mode(self, stage: Stage) -> None:
@@ -218,14 +224,11 @@ class Trainer:
             while state.step < steps:
                 rows = order[state.step * config.batch_size : (state.step + 1) * config.batch_size]
                 done = (state.epoch * steps + state.step) / (stage.epochs * steps)
-                x = self.data.normalize(split.images[rows]).to(config.device)
+                x, labels = self.data.normalize(split.images[rows]), split.labels[rows]
                 self._set_rates(stage, optimizers, done)
-                loss, share = self._loss(stage, done, x, split.labels[rows].to(config.device))
-                for optimizer in optimizers:
-                    optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                for optimizer in optimizers:
-                    optimizer.step()
+                with working():
+                    loss, share = self._loss(stage, done, x.to(config.device), labels.to(config.device))
+                    self._step(loss, optimizers)
                 state.step += 1
                 bar.update()
                 bar.set_postfix(loss=f"{loss.item():.3f}", macs=f"{share:.2f}")
@@ -233,8 +236,16 @@ class Trainer:
                     self._save(optimizers)
                     raise Interrupted(f"train: stopped by SIGINT; `--resume` continues from {self.out}")
 
+    def _step(self, loss: Tensor, optimizers: list[torch.optim.Optimizer]) -> None:
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
     def _summary(self, stage: Stage) -> dict[str, Any]:
-        result = evaluate(self.model, self.data, self.data.validation(), device=self.config.device)
+        with working():
+            result = evaluate(self.model, self.data, self.data.validation(), device=self.config.device)
         return dict(
             stage=stage.name,
             epoch=self.progress.epoch + 1,
@@ -298,7 +309,7 @@ class Trainer:
             plain,
             self.config.model,
             meta,
-            num_classes=self.data.num_classes,
+            **self._model_kwargs(),
             exits=list(plain.exit_positions) or None,  # type: ignore[arg-type]
         )
         write_atomic(self.out / "history.json", json.dumps(meta, indent=1).encode())

@@ -1,0 +1,136 @@
+"""Grids of trainings: what a file stands for, rows and checkpoints of finished runs, going on."""
+
+import json
+
+import pytest
+
+import ddi
+from ddi.cli import main
+from ddi.data import get_dataset
+from ddi.grid import read_grid, read_rows, run_grid
+
+GRID = """
+rows = "rows.jsonl"
+checkpoints = "checkpoints"
+
+[train]
+dataset = "digits32"
+batch_size = 256
+backbone_epochs = 1
+gates_epochs = 1
+joint_epochs = 1
+
+[[runs]]
+network = "cifar_resnet8"
+gating = ["both", "layer", "backbone", "dense"]
+target = [0.5, 0.3]
+seed = 0
+group_size = 4
+exits = "1"
+
+[[runs]]
+network = "cifar_resnet8"
+gating = "narrow"
+target = 0.3
+seed = 0
+model_kwargs = { width = 8 }
+"""
+
+
+def write(folder, text=GRID):
+    path = folder / "grid.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A grid whose runs but one have ended, and its folder."""
+    folder = tmp_path_factory.mktemp("grid")
+    grid = read_grid(write(folder, GRID.replace('"layer", ', "").replace("[0.5, 0.3]", "0.5")))
+    run_grid(grid, folder / "work", jobs=2)
+    return folder, grid
+
+
+def test_what_a_file_stands_for(tmp_path):
+    grid = read_grid(write(tmp_path))
+    assert [run.name for run in grid.runs] == [
+        "cifar_resnet8_both_0.5_s0",
+        "cifar_resnet8_both_0.3_s0",
+        "cifar_resnet8_layer_0.5_s0",
+        "cifar_resnet8_layer_0.3_s0",
+        "cifar_resnet8_backbone_s0",
+        "cifar_resnet8_dense_s0",
+        "cifar_resnet8_narrow_0.3_s0",
+    ]
+    both, _, layer, _, backbone, dense, narrow = (run.config(tmp_path) for run in grid.runs)
+    assert both.gates == {"kind": "ddi", "group_size": 4, "layers": True, "channels": True}
+    assert layer.gates == {"kind": "ddi", "group_size": 4, "layers": True, "channels": False}
+    assert both.init == layer.init == dense.init == str(tmp_path / "cifar_resnet8_backbone_s0.safetensors")
+    assert backbone.init is None and narrow.init is None and backbone.exits == "1"
+    assert (both.mac_target, dense.gates, narrow.model_kwargs) == (0.5, None, {"width": 8})
+    # All but the backbone are trained equally long, those that go on from it included.
+    epochs = [sum(stage.epochs for stage in config.stages()) for config in (both, dense, narrow, backbone)]
+    assert epochs == [2, 2, 3, 1]
+
+
+def test_rows_say_what_the_checkpoints_do(finished):
+    folder, grid = finished
+    rows = read_rows(grid.rows)
+    assert {row["gating"] for row in rows} == {"backbone", "both", "dense", "narrow"} and len(rows) == 4
+    assert json.loads(grid.rows.read_text().splitlines()[0])["header"]
+    data = get_dataset("digits32")
+    dense_macs = ddi.count_macs(ddi.create_model("cifar_resnet8"), data.test().images[:1].float()).dense
+    for row in rows:
+        model, meta = ddi.load_model(grid.checkpoints / row["checkpoint"])
+        result = ddi.evaluate.evaluate(model, data, data.test())
+        assert row["accuracy"] == result.accuracy and row["exit_accuracy"] == result.exit_accuracy
+        assert row["macs"] == round(result.macs.mean().item())
+        assert row["mac_ratio"] == pytest.approx(dense_macs / row["macs"], abs=1e-3)
+        assert row["ms_b1"] is None and meta["train"]["seed"] == 0
+    narrow = next(row for row in rows if row["gating"] == "narrow")
+    assert narrow["mac_ratio"] > 3.5 and narrow["exit_accuracy"] == []
+
+
+def test_checkpoints_are_small(finished):
+    folder, grid = finished
+    small = grid.checkpoints / "cifar_resnet8_backbone_s0.safetensors"
+    assert (
+        small.stat().st_size
+        < 0.6 * (folder / "work/cifar_resnet8_backbone_s0/model.safetensors").stat().st_size
+    )
+
+
+def test_finished_runs_are_not_run_again_and_new_ones_are(finished, monkeypatch):
+    folder, grid = finished
+    before = grid.rows.read_bytes()
+    assert len(run_grid(grid, folder / "work")) == 4
+    assert grid.rows.read_bytes() == before
+    more = read_grid(write(folder, GRID.replace("[0.5, 0.3]", "0.5")))
+    run_grid(more, folder / "work", only="layer")
+    assert [row["gating"] for row in read_rows(grid.rows)][4:] == ["layer"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"layer"', '"depth"', "unknown gating 'depth'; allowed: backbone, dense"),
+        ("batch_size = 256", "batch = 256", "unknown keys.*batch"),
+        ("seed = 0\ngroup", "group", "'seed' is missing"),
+        ('"backbone", ', "", "needs a run"),
+        ("[train]", "jobs = 2\n[train]", "unknown keys.*jobs.*allowed: rows, checkpoints"),
+        ("[train]", "[train", "grid.toml: Expected"),
+        ("target = [0.5, 0.3]", "target = 2", "mac_target must lie in"),
+    ],
+)
+def test_bad_files_are_refused_before_anything_runs(tmp_path, old, new, message):
+    with pytest.raises(ValueError, match=message):
+        read_grid(write(tmp_path, GRID.replace(old, new, 1)))
+
+
+def test_a_damaged_row_file_is_not_written_over(tmp_path, capsys):
+    path = write(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"network": ')
+    assert main(["grid", str(path)]) == 2
+    assert "rows.jsonl is damaged" in capsys.readouterr().err
+    assert (tmp_path / "rows.jsonl").read_text() == '{"network": '
