@@ -5,6 +5,7 @@ The framework: gates, gated modules, backbones, conversion, training, freezing. 
 
 from . import data
 from .backbones import create_model, list_models, register_model
+from .budget import Answer, Budget, budget
 from .checkpoint import load_model, save_model
 from .convert import convert_, revert_
 from .cost import count_macs, latency
@@ -29,6 +30,8 @@ from .record import record
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
+    "Budget",
     "DDIConfig",
     "Decision",
     "DenseDDIConfig",
@@ -45,6 +48,7 @@ __all__ = [
     "Mask",
     "__version__",
     "branch_loss",
+    "budget",
     "budget_loss",
     "convert_",
     "count_macs",

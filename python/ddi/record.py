@@ -47,16 +47,28 @@ class BlockRecord:
     dense_macs: int
 
 
+class Watch(Protocol):
+    """Sees a pass while it runs. What it raises ends the pass before the gate, or the block, has run."""
+
+    def before_gate(self, macs: int) -> None:
+        """A gate of so many multiply-adds a sample is about to decide."""
+
+    def before_block(self, block: BlockRecord) -> None:
+        """A block is about to run on its decision."""
+
+
 @dataclass
 class Record:
     """The passes of one gated model inside `with ddi.record(model)`.
 
     Attributes:
+        watch: sees these passes, too, or None.
         passes: for each forward call its list of BlockRecord, in execution order.
         dense_macs: multiply-adds per sample of the ungated backbone.
     """
 
     hooks: PassHooks
+    watch: Watch | None = None
     dense_macs: int = 0
     passes: list[list[BlockRecord]] = field(default_factory=list)
 
@@ -84,6 +96,7 @@ class GatePass:
 
     gates: Gate
     blocks: list[BlockRecord] | None
+    watch: Watch | None
     parent: GatePass | None
     state: Any = None
     concatenation: Concatenation | None = None  # of the dense block that is running
@@ -114,6 +127,8 @@ class GatePass:
         return decision, self.concatenation
 
     def _ask(self, block: GatedBlock, seen: Tensor, x: Tensor) -> Decision:
+        if self.watch is not None:
+            self.watch.before_gate(self.gates.macs(block.site))
         if self.state is None:
             self.state = self.gates.initial_state(x)
         decision, self.state = self.gates.decide(block.site, seen, self.state)
@@ -123,6 +138,8 @@ class GatePass:
         if self.blocks is not None:
             macs = block.macs(x.shape, decision) + self.gates.macs(block.site)
             self.blocks.append(BlockRecord(block.site.name, decision, macs, block.dense_macs(x.shape)))
+            if self.watch is not None:
+                self.watch.before_block(self.blocks[-1])
 
 
 _PASS: ContextVar[GatePass | None] = ContextVar("ddi_gate_pass", default=None)
@@ -157,12 +174,13 @@ class PassHooks:
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         record = next((r for r in reversed(_RECORDS.get()) if r.hooks is self), None)
         blocks: list[BlockRecord] | None = None
+        watch = None
         if record is not None:
             x = args[0] if args else next(iter(kwargs.values()))
             record.dense_macs = dense_macs(model, x.shape)
-            blocks = []
+            blocks, watch = [], record.watch
             record.passes.append(blocks)
-        _PASS.set(GatePass(self.gates, blocks, _PASS.get()))
+        _PASS.set(GatePass(self.gates, blocks, watch, _PASS.get()))
 
     def _end(self, model: nn.Module, args: Any, output: Any) -> None:
         gate_pass = _PASS.get()
@@ -190,11 +208,12 @@ def gated_root(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def record(model: nn.Module) -> Iterator[Record]:
+def record(model: nn.Module, watch: Watch | None = None) -> Iterator[Record]:
     """Collects decisions, soft values and MACs per sample of every forward of a gated model.
 
     Args:
         model: converted by `convert_`, or a wrapper (DDP) around one.
+        watch: called as the gates decide, see `Watch`.
 
     Yields:
         Record, filled as the model is called on this thread.
@@ -206,7 +225,7 @@ def record(model: nn.Module) -> Iterator[Record]:
         >>> rec.macs.shape
         torch.Size([4])
     """
-    collected = Record(gated_root(model).__dict__["_ddi_hooks"])
+    collected = Record(gated_root(model).__dict__["_ddi_hooks"], watch)
     token = _RECORDS.set((*_RECORDS.get(), collected))
     try:
         yield collected

@@ -48,7 +48,7 @@ class Backbone(nn.Module):
         self.exits, self.exit_positions = nn.ModuleList(), ()
         if exits is None:
             return
-        blocks = self._blocks(image)
+        blocks = self.trace_blocks((image, image))
         macs = [spent for spent, _ in blocks]
         if exits == "default":
             positions = self._default_positions(macs)
@@ -61,30 +61,37 @@ class Backbone(nn.Module):
             _, shape = blocks[position - 1]
             self.exits.append(ExitHead(shape[1], num_classes, shape[2], width))
 
-    def _blocks(self, image: int) -> list[tuple[int, torch.Size]]:
-        """MACs spent when each block is done, and the shape of its output, without computing anything."""
+    def trace_blocks(self, size: tuple[int, int]) -> list[tuple[int, torch.Size]]:
+        """MACs spent when each block is done, and the shape of its output, for one image of (height, width),
+        without computing anything. Of a backbone without gates.
+        """
         plain, seen = copy.deepcopy(self).to("meta").eval(), []
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            x = torch.empty(1, 3, image, image, device="meta")
+            x = torch.empty(1, 3, *size, device="meta")
             plain._run(x, lambda y: seen.append((counter.get_total_flops() // 2, y.shape)))
         return seen
 
-    def forward(self, x: Tensor, all_exits: bool = False) -> Tensor | tuple[Tensor, ...]:
-        """x: float[N, 3, H, W] -> logits float[N, num_classes], or with all_exits those of all exits."""
+    def forward(
+        self, x: Tensor, all_exits: bool = False, visit: Visit | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """x: float[N, 3, H, W] -> logits float[N, num_classes], or with all_exits those of all exits.
+
+        `visit` sees the output of every block as it is done; what it raises ends the pass.
+        """
         if x.dim() != 4 or x.shape[1] != 3:
             raise ValueError(f"{type(self).__name__}: expected input (N, 3, H, W), got {tuple(x.shape)}")
         if not all_exits:
-            return self._run(x, None)
+            return self._run(x, visit)
         logits: list[Tensor] = []
         done = 0
 
-        def visit(features: Tensor) -> None:
+        def classify(features: Tensor) -> None:
             nonlocal done
             done += 1
             if done in self.exit_positions:
                 logits.append(self.exits[len(logits)](features))
 
-        main = self._run(x, visit)
+        main = self._run(x, classify)
         return (*logits, main)
 
     def forward_exits(self, x: Tensor) -> tuple[Tensor, ...]:

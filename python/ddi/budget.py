@@ -1,0 +1,269 @@
+"""Hard budgets: all samples of a call halt at the branch classifier that still fits (arXiv 1907.04523).
+
+Multiply-adds are counted and never exceeded. Milliseconds are a deadline: the clock is read before every
+block and compared with what the rest took when it was measured; it is held as well as the machine allows.
+The rule is the engine's (csrc/engine/session.cpp): the pass goes on where the next exit is certainly within
+reach, or where what is about to run, known once its gate has decided, leaves enough for the classifier of the
+exit before.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .backbones.base import Backbone
+from .exit_costs import ExitCosts, exit_macs, exit_ms, recorded
+from .record import BlockRecord
+
+__all__ = ["Answer", "Budget", "budget"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of one call, any of them together.
+
+    Args:
+        macs: multiply-adds of a sample, gates and classifiers included; the batch halts on its dearest one.
+        ms: milliseconds of the call.
+        confidence: in (0, 1]: halt at the first exit where the largest softmax probability of every sample is
+            at least this. Exits that are tried without halting are paid for.
+
+    Example:
+        >>> ddi.Budget(macs=20_000_000)
+        Budget(macs=20000000, ms=None, confidence=None)
+    """
+
+    macs: float | None = None
+    ms: float | None = None
+    confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("macs", "ms"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Real) and 0 < float(value) < math.inf):
+                raise ValueError(f"Budget: {name} must be a positive number or None, got {value!r}")
+        value = self.confidence
+        if value is not None and not (isinstance(value, Real) and 0 < float(value) <= 1):
+            raise ValueError(f"Budget: confidence must lie in (0, 1] or be None, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call under a budget did.
+
+    Args:
+        logits: float[N, classes].
+        exit: the classifier that answered; the last one is the network's own.
+        macs: float64[N], of each sample, gates and classifiers included.
+        ms: milliseconds of the call.
+    """
+
+    logits: Tensor
+    exit: int
+    macs: Tensor
+    ms: float
+
+
+class _Halt(Exception):
+    """Ends a pass at the last exit it has reached."""
+
+
+class _Counter:
+    """Multiply-adds that the samples of a call have spent, and their limit."""
+
+    def __init__(self, costs: ExitCosts, limit: float | None, count: int, device: torch.device) -> None:
+        self.costs, self.limit = costs, math.inf if limit is None else limit
+        self.spent = torch.zeros(count, dtype=torch.float64, device=device)
+
+    def gate(self, macs: int) -> Any:
+        return macs
+
+    def block(self, block: BlockRecord, gate: int, step: int) -> Any:
+        return block.macs.double() - gate
+
+    def add(self, cost: Any) -> None:
+        self.spent = self.spent + cost
+
+    def fits(self, cost: Any) -> bool:
+        return self.limit == math.inf or bool(((self.spent + cost) <= self.limit).all())
+
+
+class _Clock:
+    """Milliseconds since the call began, and their limit."""
+
+    def __init__(self, costs: ExitCosts, limit: float) -> None:
+        self.costs, self.limit = costs, limit
+        self.start = math.nan  # set as the call begins
+
+    def elapsed(self) -> float:
+        return (perf_counter() - self.start) * 1e3
+
+    def gate(self, macs: int) -> Any:
+        return 0.0  # its time is part of its step's
+
+    def block(self, block: BlockRecord, gate: int, step: int) -> Any:
+        return self.costs.steps[step].total
+
+    def add(self, cost: Any) -> None:
+        """Time is spent by itself."""
+
+    def fits(self, cost: Any) -> bool:
+        return self.elapsed() + cost <= self.limit
+
+
+class _Call:
+    """A pass under way: where it is, and whether it may go on."""
+
+    def __init__(self, model: Backbone, meters: list[Any], confidence: float | None, until: int) -> None:
+        self.model, self.meters, self.confidence, self.until = model, meters, confidence, until
+        self.positions = meters[0].costs.positions
+        self.step = self.part = self.gate_macs = 0
+        self.exit = -1
+        self.features: Tensor | None = None
+        self.logits: Tensor | None = None  # of this exit, if its classifier has run
+        self._spend([meter.costs.steps[0].fixed for meter in meters])
+
+    def _spend(self, costs: list[Any]) -> None:
+        for meter, cost in zip(self.meters, costs, strict=True):
+            meter.add(cost)
+
+    def _rest(self, meter: Any) -> float:
+        """To the end of the next exit's classifier from here, everything open."""
+        costs, last = meter.costs, self.positions[self.exit + 1]
+        now = costs.steps[self.step]
+        rest = sum(now.gates[self.part :]) + sum(now.blocks[self.part :])
+        return rest + sum(s.total for s in costs.steps[self.step + 1 : last]) + costs.heads[self.exit + 1]
+
+    def _head(self, meter: Any) -> float:
+        """What the last exit's classifier still costs."""
+        return 0.0 if self.logits is not None else meter.costs.heads[self.exit]
+
+    def _go(self, costs: list[Any], rest: list[float]) -> None:
+        """Pays for what comes next, or halts. Before the first exit nothing can halt."""
+        if self.exit >= 0 and not all(m.fits(r) for m, r in zip(self.meters, rest, strict=True)):
+            back = [cost + self._head(meter) for meter, cost in zip(self.meters, costs, strict=True)]
+            if not all(meter.fits(cost) for meter, cost in zip(self.meters, back, strict=True)):
+                raise _Halt
+        self._spend(costs)
+
+    def before_gate(self, macs: int) -> None:
+        self._go([meter.gate(macs) for meter in self.meters], [self._rest(meter) for meter in self.meters])
+        self.gate_macs = macs
+
+    def before_block(self, block: BlockRecord) -> None:
+        rest = [self._rest(m) - m.costs.steps[self.step].gates[self.part] for m in self.meters]
+        self._go([meter.block(block, self.gate_macs, self.step) for meter in self.meters], rest)
+        self.part += 1
+
+    def visit(self, features: Tensor) -> None:
+        self.step, self.part = self.step + 1, 0
+        if self.step == self.positions[self.exit + 1]:
+            self._reach(features)
+        if self.step < len(self.meters[0].costs.steps):
+            fixed = [meter.costs.steps[self.step].fixed for meter in self.meters]
+            rest = [self._rest(meter) + cost for meter, cost in zip(self.meters, fixed, strict=True)]
+            self._go(fixed, rest)
+
+    def _reach(self, features: Tensor) -> None:
+        """Passes an exit, or halts at the one before it."""
+        following = self.exit + 1
+        if following > 0 and not all(meter.fits(meter.costs.heads[following]) for meter in self.meters):
+            raise _Halt
+        self.exit, self.features, self.logits = following, features, None
+        if following == self.until < len(self.model.exits):
+            raise _Halt
+        if self.confidence is not None and following < len(self.model.exits):
+            least = self.answer().softmax(1).amax(1) >= self.confidence
+            if bool(least.all()):
+                raise _Halt
+
+    def answer(self) -> Tensor:
+        """The logits of the last exit that was reached, paid for once."""
+        if self.logits is None:
+            assert self.features is not None
+            self._spend([meter.costs.heads[self.exit] for meter in self.meters])
+            self.logits = self.model.exits[self.exit](self.features)
+        return self.logits
+
+
+def _meters(model: Backbone, x: Tensor, limits: Budget) -> list[Any]:
+    meters: list[Any] = [_Counter(exit_macs(model, x.shape), limits.macs, len(x), x.device)]
+    if limits.ms is not None:
+        meters.append(_Clock(exit_ms(model, x), limits.ms))
+    for meter in meters:
+        if meter.costs.worst(0) > meter.limit:
+            unit, least = meter.costs.unit, meter.costs.worst(0)
+            without = "" if model.exits else "; the network has no branch classifiers, create it with exits"
+            raise ValueError(
+                f"budget: no exit fits into {meter.limit:g} {unit}: the first may take {least:g}{without}"
+            )
+    return meters
+
+
+def _check(model: nn.Module, x: Tensor, limits: Budget) -> Backbone:
+    if not isinstance(limits, Budget):
+        raise TypeError(f"budget: limits must be a ddi.Budget, got {type(limits).__name__}")
+    if not isinstance(model, Backbone):
+        raise TypeError(
+            "budget: model must come from ddi.create_model, gated or not, and not be wrapped, "
+            f"got {type(model).__name__}"
+        )
+    if model.training:
+        raise ValueError("budget: the model is in training mode; call model.eval() first")
+    if limits.confidence is not None and not model.exits:
+        raise ValueError("budget: confidence needs branch classifiers; create the model with exits")
+    if not isinstance(x, Tensor) or x.dim() != 4:
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"budget: x must be a Tensor[N, 3, H, W], got {got}")
+    return model
+
+
+@torch.inference_mode()
+def budget(model: nn.Module, x: Tensor, limits: Budget) -> Answer:
+    """Runs a backbone under a budget.
+
+    On a CPU all is decided while the pass runs: a gated network gets as far as its open gates allow. On a
+    GPU, where looking at what the gates decided would make the host wait, the last exit that certainly fits
+    is taken from the start.
+
+    Args:
+        model: of `ddi.create_model`, with or without gates and branch classifiers, in eval mode.
+        x: float[N, 3, H, W].
+        limits: what the call may spend. For `ms`, the steps of the model are measured on x by 23 passes at
+            the first call of its shape, batch and number of threads.
+
+    Raises:
+        ValueError: no exit certainly fits; or the model is in training mode, or has no branch classifiers
+            for a confidence.
+        TypeError: another kind of model or limits.
+
+    Example:
+        >>> model = ddi.create_model("cifar_resnet20", exits="default").eval()
+        >>> answer = ddi.budget(model, torch.randn(4, 3, 32, 32), ddi.Budget(macs=20_000_000))
+        >>> answer.exit, answer.macs.max() <= 20_000_000
+        (2, tensor(True))
+    """
+    backbone = _check(model, x, limits)
+    meters, until = _meters(backbone, x, limits), len(backbone.exits)
+    if x.is_cuda:
+        until = min(meter.costs.latest(meter.limit) for meter in meters)
+        meters = [_Counter(meters[0].costs, None, len(x), x.device)]
+    start = perf_counter()
+    if limits.ms is not None:
+        meters[-1].start = start
+    call, counter = _Call(backbone, meters, limits.confidence, until), meters[0]
+    with recorded(backbone, call):
+        try:
+            logits: Any = backbone(x, visit=call.visit)
+            counter.add(counter.costs.heads[-1])
+        except _Halt:
+            logits = call.answer()
+    return Answer(logits, call.exit, counter.spent, (perf_counter() - start) * 1e3)

@@ -1,0 +1,207 @@
+"""What it costs to reach each classifier of a backbone with everything open: what budgets count with.
+
+A pass is cut into steps, one for each block: what lies between the block before and the end of this one. In
+multiply-adds a step is known exactly, part by part; in milliseconds it is measured as a whole, here, now.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from .backbones.base import Backbone
+from .convert import is_converted, revert_
+from .cost import dense_macs
+from .record import BlockRecord, Record, record
+
+__all__ = ["ExitCosts", "Step", "exit_macs", "exit_ms", "recorded"]
+
+_WARM_UP, _PASSES = 3, 20
+
+
+@dataclass(frozen=True)
+class Step:
+    """The cost of one step with everything open.
+
+    Args:
+        fixed: of what no gate decides over.
+        gates: of each gate in it.
+        blocks: of what each of these decides over.
+    """
+
+    fixed: float
+    gates: tuple[float, ...] = ()
+    blocks: tuple[float, ...] = ()
+
+    @property
+    def total(self) -> float:
+        return self.fixed + sum(self.gates) + sum(self.blocks)
+
+
+@dataclass(frozen=True)
+class ExitCosts:
+    """Of a sample in multiply-adds, or of a call in milliseconds.
+
+    Args:
+        unit: "MACs" or "ms".
+        positions: how many blocks run before each exit; the last one is the network's own classifier.
+        steps: of each block, in order.
+        heads: of each exit's classifier; of the last one with all that follows the last block.
+
+    Example:
+        >>> costs = exit_macs(ddi.create_model("cifar_resnet20", exits=2), (1, 3, 32, 32))
+        >>> [costs.worst(exit) for exit in range(3)]
+        [14475904, 27681152, 40813184]
+    """
+
+    unit: str
+    positions: tuple[int, ...]
+    steps: tuple[Step, ...]
+    heads: tuple[float, ...]
+
+    def worst(self, exit: int) -> float:
+        """Up to and with the classifier of an exit, everything open."""
+        return sum(step.total for step in self.steps[: self.positions[exit]]) + self.heads[exit]
+
+    def latest(self, limit: float) -> int | None:
+        """The last exit that certainly fits into a limit; None if none does."""
+        fitting = [exit for exit in range(len(self.heads)) if self.worst(exit) <= limit]
+        return max(fitting, default=None)
+
+
+def recorded(model: Backbone, watch: Any) -> AbstractContextManager[Record | None]:
+    """`ddi.record` for a gated model, nothing for a plain one."""
+    return record(model, watch) if is_converted(model) else nullcontext()
+
+
+@dataclass
+class _Parts:
+    """What gates and their blocks of each step cost, seen in a pass."""
+
+    steps: list[Step] = field(default_factory=list)
+    gates: list[float] = field(default_factory=list)
+    blocks: list[float] = field(default_factory=list)
+
+    def before_gate(self, macs: int) -> None:
+        self.gates.append(macs)
+
+    def before_block(self, block: BlockRecord) -> None:
+        self.blocks.append(block.dense_macs)
+
+    def visit(self, features: Tensor) -> None:
+        self.steps.append(Step(0, tuple(self.gates), tuple(self.blocks)))
+        self.gates, self.blocks = [], []
+
+
+@contextmanager
+def _evaluating(model: Backbone) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def exit_macs(model: Backbone, shape: torch.Size | tuple[int, ...]) -> ExitCosts:
+    """Multiply-adds of a sample, for inputs of shape (N, C, H, W). Looked up after the first call of a size.
+
+    Runs the model on one image if it is gated: only so the order of its gates is known.
+    """
+    size = (int(shape[2]), int(shape[3]))
+    cache: dict[tuple[int, int], ExitCosts] = model.__dict__.setdefault("_ddi_exit_macs", {})
+    if size not in cache:
+        cache[size] = _count(model, size)
+    return cache[size]
+
+
+def _count(model: Backbone, size: tuple[int, int]) -> ExitCosts:
+    plain = copy.deepcopy(model).to("meta").eval()
+    if is_converted(plain):
+        revert_(plain)
+    blocks = plain.trace_blocks(size)
+    parts = _Parts()
+    weight = next(model.parameters())
+    zeros = torch.zeros(1, 3, *size, device=weight.device, dtype=weight.dtype)
+    with recorded(model, parts), _evaluating(model):
+        model(zeros, visit=parts.visit)
+    steps, before = [], 0
+    for seen, (spent, _) in zip(parts.steps, blocks, strict=True):
+        steps.append(Step(spent - before - sum(seen.blocks), seen.gates, seen.blocks))
+        before = spent
+    heads = [
+        _macs_of(head, blocks[position - 1][1])
+        for head, position in zip(plain.exits, plain.exit_positions, strict=True)
+    ]
+    heads.append(dense_macs(model, (1, 3, *size)) - before)
+    return ExitCosts("MACs", (*model.exit_positions, len(steps)), tuple(steps), tuple(heads))
+
+
+def _macs_of(head: torch.nn.Module, shape: torch.Size) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        head(torch.empty(shape, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+class _Stopwatch:
+    """Milliseconds of each step of a pass, and of the classifiers on the way."""
+
+    def __init__(self, model: Backbone, device: torch.device) -> None:
+        self.model, self.device = model, device
+        self.steps: list[float] = []
+        self.heads: list[float] = []
+        self.start = self.now()
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return perf_counter() * 1e3
+
+    def visit(self, features: Tensor) -> None:
+        self.steps.append(self.now() - self.start)
+        if len(self.steps) in self.model.exit_positions:
+            start = self.now()
+            self.model.exits[len(self.heads)](features)
+            self.heads.append(self.now() - start)
+        self.start = self.now()
+
+
+def exit_ms(model: Backbone, x: Tensor) -> ExitCosts:
+    """Milliseconds of a call on x: float[N, 3, H, W], measured with every gate open; those that 95 % of 20
+    passes keep to. Measured once for a size, a batch and a number of threads.
+    """
+    key = (tuple(x.shape), x.dtype, x.device, torch.get_num_threads())
+    cache: dict[Any, ExitCosts] = model.__dict__.setdefault("_ddi_exit_ms", {})
+    if key not in cache:
+        cache[key] = _measure(model, x)
+    return cache[key]
+
+
+def _measure(model: Backbone, x: Tensor) -> ExitCosts:
+    open: Any = copy.deepcopy(model)
+    if is_converted(open):
+        open.ddi_gates.set_threshold(1e-12)
+    seen: list[list[float]] = []
+    with _evaluating(open):
+        for _ in range(_WARM_UP + _PASSES):
+            watch = _Stopwatch(open, x.device)
+            open(x, visit=watch.visit)
+            seen.append([*watch.steps, *watch.heads, watch.now() - watch.start])
+    parts = torch.tensor(seen[_WARM_UP:], dtype=torch.float64).quantile(0.95, dim=0).tolist()
+    count = len(parts) - len(open.exits) - 1
+    counted = exit_macs(model, x.shape)
+    steps = [
+        Step(0, (0.0,) * len(like.gates), (ms, *(0.0,) * (len(like.blocks) - 1))) if like.blocks else Step(ms)
+        for ms, like in zip(parts[:count], counted.steps, strict=True)
+    ]
+    return ExitCosts("ms", counted.positions, tuple(steps), tuple(itertools.islice(parts, count, None)))
