@@ -7,7 +7,7 @@ import sys
 
 from ddi.quiet import measuring
 
-from . import block, int8, model, op, scaling
+from . import block, budget, int8, model, op, scaling
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -18,6 +18,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_arguments(
         suites.add_parser("model", help="whole networks in the engine against dense runtimes")
     )
+    budget.add_arguments(suites.add_parser("budget", help="budgets of the engine, held or exceeded"))
     int8.add_arguments(suites.add_parser("int8", help="gated_conv2d_int8 against our float32 kernel"))
     scaling.add_arguments(suites.add_parser("scaling", help="time by open channels and by samples"))
     for suite in suites.choices.values():
