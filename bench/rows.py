@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddi.checkpoint import write_atomic
+from ddi.report import figure_png
 from ddi_kernels import collect_env
 
 if TYPE_CHECKING:
@@ -30,6 +30,4 @@ def write_rows(path: str | Path, rows: list[dict[str, Any]]) -> None:
 
 def write_figure(path: str | Path, figure: Figure) -> None:
     """Writes a figure as PNG, atomically."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, figure_png(figure))

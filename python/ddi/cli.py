@@ -100,18 +100,32 @@ def _add_eval(verbs: Any) -> None:
     parser.add_argument("--data-root", metavar="DIR", help="folder of CIFAR")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--threads", type=int, help="default: what torch takes")
+    parser.add_argument(
+        "--budget-macs", type=float, metavar="M", help="of a sample: halts at an exit that fits"
+    )
+    parser.add_argument("--budget-ms", type=float, metavar="T", help="deadline of a call")
+    parser.add_argument(
+        "--confidence", type=float, metavar="P", help="halt at the first exit as sure as this"
+    )
+    parser.add_argument("--batch", type=int, default=1, help="images a call under a budget (default 1)")
+    parser.add_argument("--sweep", metavar="DIR", help="accuracy at many budgets, frozen, drawn into DIR")
     parser.set_defaults(run=_eval)
 
 
 def _eval(args: argparse.Namespace) -> Any:
     import torch
 
+    from .budget import Budget
     from .checkpoint import load_model
     from .data import get_dataset
     from .evaluate import evaluate
-    from .tables import format_evaluation, summarise
+    from .evaluate_budget import evaluate_budget
+    from .tables import format_budget, format_evaluation, summarise
     from .timing import num_threads
 
+    if args.sweep:
+        return _sweep(args)
+    limits = Budget(args.budget_macs, args.budget_ms, args.confidence)
     model, meta = load_model(args.checkpoint)
     name = args.dataset or meta.get("dataset", "scene_digits")
     data = get_dataset(name, args.data_root)
@@ -124,14 +138,27 @@ def _eval(args: argparse.Namespace) -> Any:
                 f"{args.checkpoint} knows {classes} classes, {name} has {data.num_classes}; name "
                 "the data set it was trained on with --dataset"
             )
-        result = evaluate(model, data, split, progress=True)
-    summary = {
-        "checkpoint": args.checkpoint,
-        "dataset": name,
-        "split": args.split,
-        **summarise(result),
-    }
-    print(format_evaluation(summary))
+        head = {"checkpoint": args.checkpoint, "dataset": name, "split": args.split}
+        if limits == Budget():
+            summary = {**head, **summarise(evaluate(model, data, split, progress=True))}
+            print(format_evaluation(summary))
+        else:
+            found = evaluate_budget(model, data, split, limits, args.batch, progress=True)
+            summary = {**head, "batch": args.batch, **found.summary()}
+            print(format_budget(summary))
+    return summary
+
+
+def _sweep(args: argparse.Namespace) -> Any:
+    from .quiet import measuring
+    from .run_plan import RunConfig
+    from .sweep import sweep
+    from .tables import format_sweep
+
+    base = RunConfig(args.dataset, args.data_root, args.split, batch=args.batch, threads=args.threads or 1)
+    with measuring():
+        summary = sweep(args.checkpoint, args.sweep, base)
+    print(format_sweep(summary))
     return summary
 
 

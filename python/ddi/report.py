@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "figure_png",
     "new_figure",
     "plot_accuracy_vs_macs",
     "plot_macs_histogram",
     "plot_open_by_class",
     "plot_samples",
+    "plot_sweep",
     "write_figures",
 ]
 
@@ -47,6 +49,13 @@ def new_figure(width: float, height: float) -> Figure:
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install ddi-kernels[report]") from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
 
 
 def write_figures(
@@ -72,9 +81,7 @@ def write_figures(
         "open_by_class": plot_open_by_class(gated, split.labels),
     }
     for name, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=130)
-        write_atomic(out / f"{name}.png", buffer.getvalue())
+        write_atomic(out / f"{name}.png", figure_png(figure))
 
 
 def _thirds(difficulty: Tensor) -> list[Tensor]:
@@ -130,6 +137,29 @@ def plot_accuracy_vs_macs(sweep: Sequence[dict[str, float]], shipped: float, den
     axes.set_title("Accuracy against cost (the numbers are the gates' threshold)")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
+    return figure
+
+
+def plot_sweep(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Accuracy against what an image takes, one panel for MACs, one for milliseconds, a curve for each kind
+    of budget. rows: of :func:`ddi.sweep.sweep`.
+    """
+    figure = new_figure(11, 4.5)
+    titles = {"mean_macs": ("mean MMACs per image", 1e-6), "p50_ms": ("ms per call, median", 1.0)}
+    names = {"macs": "limits on MACs", "ms": "deadlines"}
+    for axes, (column, (title, factor)) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        for resource, colour in zip(names, _EASY_TO_HARD, strict=False):
+            found = [row for row in rows if row["resource"] == resource]
+            x = [row[column] * factor for row in found]
+            y = [100 * row["accuracy"] for row in found]
+            axes.plot(x, y, "o-", color=colour, label=names[resource])
+            axes.plot(x[-1:], y[-1:], "s", color="black", markersize=8)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(title)
+        axes.set_ylabel("test accuracy, %")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right")
+    figure.suptitle("What a budget buys (square: without one)", fontsize=12)
     return figure
 
 

@@ -9,7 +9,15 @@ import torch
 
 from .evaluate import Evaluation
 
-__all__ = ["format_demo", "format_evaluation", "format_freeze", "format_run", "summarise"]
+__all__ = [
+    "format_budget",
+    "format_demo",
+    "format_evaluation",
+    "format_freeze",
+    "format_run",
+    "format_sweep",
+    "summarise",
+]
 
 
 def summarise(result: Evaluation) -> dict[str, Any]:
@@ -51,6 +59,43 @@ def _early(accuracy: list[float]) -> list[str]:
     """A line on the branch classifiers, if there are any."""
     shares = ", ".join(_percent(one) for one in accuracy)
     return [f"branches         {shares}, shallowest first"] if accuracy else []
+
+
+def format_budget(summary: dict[str, Any]) -> str:
+    """The summary of a `ddi.evaluate_budget.BudgetEvaluation`, with its checkpoint, dataset and split."""
+    limits = [
+        f"{summary['budget_macs'] / 1e6:.2f} MMACs" if summary["budget_macs"] else "",
+        f"{summary['budget_ms']:g} ms" if summary["budget_ms"] else "",
+        f"confidence {summary['confidence']:g}" if summary["confidence"] else "",
+    ]
+    within = summary["within_ms_share"]
+    lines = [
+        f"{summary['checkpoint']} on {summary['dataset']}, {summary['split']} split, "
+        f"{summary['images']} images",
+        f"budget           {', '.join(filter(None, limits))}; batch {summary['batch']}",
+        f"accuracy         {_percent(summary['accuracy'])}",
+        f"MMACs per image  {summary['mean_macs'] / 1e6:.2f} mean, {summary['most_macs'] / 1e6:.2f} at most",
+        f"ms per call      {summary['p50_ms']:.3f} median, {summary['p99_ms']:.3f} p99"
+        + ("" if within is None else f"; {_percent(within)} within the deadline"),
+        f"answered by      {', '.join(map(_percent, summary['exits']))}, shallowest exit first",
+    ]
+    return "\n".join(lines)
+
+
+def format_sweep(summary: dict[str, Any]) -> str:
+    """What :func:`ddi.sweep.sweep` found, as text."""
+    lines = [
+        f"{summary['checkpoint']}, frozen",
+        "budget           accuracy  MMACs an image  ms a call (p50, p99)",
+    ]
+    for row in summary["rows"]:
+        limit, macs = row["limit"], row["resource"] == "macs"
+        shown = "none" if limit is None else f"{limit / 1e6:.2f} MMACs" if macs else f"{limit:.3f} ms"
+        lines.append(
+            f"{shown:16} {_percent(row['accuracy'])}  {row['mean_macs'] / 1e6:14.2f}  "
+            f"{row['p50_ms']:.3f}, {row['p99_ms']:.3f}"
+        )
+    return "\n".join(lines)
 
 
 def format_freeze(summary: dict[str, Any]) -> str:

@@ -1,0 +1,79 @@
+"""What budgets buy: accuracy of a frozen network at limits from its first exit to the whole network.
+
+Runs in the engine, over a split, with limits on multiply-adds and with deadlines; the same network without
+any limit is the last point of each curve.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ddi_kernels import engine
+
+from .checkpoint import write_atomic
+from .freeze_checkpoint import FreezeConfig, freeze_checkpoint
+from .report import figure_png, plot_sweep
+from .run_plan import RunConfig, run_plan
+
+__all__ = ["sweep"]
+
+
+def sweep(
+    checkpoint: str | Path, out: str | Path, base: RunConfig | None = None, points: int = 8
+) -> dict[str, Any]:
+    """Runs a checkpoint's network at many budgets; writes sweep.json and sweep.png into a folder.
+
+    Args:
+        checkpoint: a network with branch classifiers, gated or not.
+        out: the folder.
+        base: which images, how many at a time, threads; without limits.
+        points: budgets of each kind, evenly spread from what the first exit takes at worst (MACs) or in half
+            of the calls (ms) to what the whole network does.
+
+    Returns:
+        JSON-ready: checkpoint, and rows with resource ("macs" or "ms"), limit (None for the whole network),
+        accuracy, mean_macs, p50_ms, p99_ms and exits (of each classifier the share of images it answered).
+
+    Raises:
+        ValueError: the network has no branch classifiers; and what `freeze_checkpoint` and `run_plan` raise.
+
+    Example:
+        >>> sweep("net.safetensors", "out/sweep")["rows"][0]["accuracy"]
+    """
+    base = base or RunConfig()
+    with tempfile.TemporaryDirectory() as folder:
+        plan = f"{folder}/net.ddi"
+        freeze_checkpoint(checkpoint, plan, FreezeConfig())
+        network = engine.load(plan)
+        if len(network.exits) == 1:
+            raise ValueError(
+                f"sweep: {checkpoint} has no branch classifiers to halt at; "
+                "ddi train --exits default adds them"
+            )
+        first, last = network.exit_worst_macs[0], network.exit_worst_macs[-1]
+        whole = run_plan(plan, base)
+        shortest = run_plan(plan, replace(base, max_macs=first))
+        rows = []
+        for limit in _spread(first, last, points):
+            rows.append(_row("macs", limit, run_plan(plan, replace(base, max_macs=round(limit)))))
+        rows.append(_row("macs", None, whole))
+        for limit in _spread(shortest["p50_ms"], whole["p50_ms"], points):
+            rows.append(_row("ms", limit, run_plan(plan, replace(base, deadline_ms=limit))))
+        rows.append(_row("ms", None, whole))
+    summary = {"checkpoint": str(checkpoint), "rows": rows}
+    write_atomic(Path(out) / "sweep.json", json.dumps(summary, indent=1).encode())
+    write_atomic(Path(out) / "sweep.png", figure_png(plot_sweep(rows)))
+    return summary
+
+
+def _spread(low: float, high: float, count: int) -> list[float]:
+    return [low + (high - low) * i / (count - 1) for i in range(count)]
+
+
+def _row(resource: str, limit: float | None, found: dict[str, Any]) -> dict[str, Any]:
+    names = ("accuracy", "mean_macs", "p50_ms", "p99_ms", "exits")
+    return {"resource": resource, "limit": limit, **{name: found[name] for name in names}}
