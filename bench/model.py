@@ -2,8 +2,9 @@
 
 Dense opponents are onnxruntime, OpenVINO and torch.compile with frozen weights. Ours are the plain network,
 and the gated one with layers and channels closed alike or channels alone, at one ratio of multiply-adds, its
-bits drawn anew for each of 256 samples; gate networks run in full. The shipped ResNet-38 takes its own
-decisions on real images instead. Single calls are timed at batch 1, for latency's percentiles.
+bits drawn anew for each of 256 samples; gate networks run in full. Trained networks, such as the shipped
+ResNet-38, take their own decisions on real images instead. Single calls are timed at batch 1, for latency's
+percentiles.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ddi_kernels import engine
 
 from . import footprint
 from .decisions import draw_decisions, find_keep, forced, mean_macs
-from .networks import DTYPES, NETWORKS, POOL, SHIPPED, Case, Network, make_case
+from .networks import DTYPES, NETWORKS, POOL, Case, Network, make_case
 from .opponents import bind_onnxruntime, bind_openvino
 from .rows import write_rows
 
@@ -139,7 +140,9 @@ def own_calls(case: Case, frozen: engine.Engine) -> Ours:
         at += int(gate["keep"])
         masks = bits[:, at : at + sum(gate["groups"])]
         at += masks.shape[1]
-        layers += [keep] if gate["keep"] else []
+        if not gate["keep"] and gate["layer"]:  # of a DenseNet: skipped where all is closed
+            keep = masks.amax(1)
+        layers += [keep] if gate["keep"] or gate["layer"] else []
         channels.append(masks[keep > 0].flatten())
     error = check("engine, gated", case, frozen(case.images[0]), case.gated(case.images[0]))
     provider = Provider([partial(frozen, x) for x in case.images], least_calls=len(case.images))
@@ -197,7 +200,7 @@ def measure(case: Case, target: float, compiled: bool) -> list[dict[str, Any]]:
         plain = case.freeze(case.plain, Path(folder) / "plain.ddi")
         gated = case.freeze(case.gated, Path(folder) / "gated.ddi")
     ours = {"dense": plain_calls(case, plain)}
-    if case.network.name == SHIPPED:
+    if case.network.trained is not None:
         ours["trained decisions"] = own_calls(case, gated)
     else:
         ours["layers and channels"] = gated_calls(case, gated, target, True)
@@ -218,9 +221,12 @@ def measure(case: Case, target: float, compiled: bool) -> list[dict[str, Any]]:
 def run(args: argparse.Namespace) -> None:
     """Measures all networks, prints and writes the rows."""
     torch.manual_seed(args.seed)
-    chosen = [network for network in NETWORKS if args.cases in network.name]
+    known = NETWORKS
+    if args.trained:
+        known = [Network.of_checkpoints(Path(args.trained[1]).stem, *args.trained)]
+    chosen = [network for network in known if args.cases in network.name]
     if not chosen:
-        names = ", ".join(network.name for network in NETWORKS)
+        names = ", ".join(network.name for network in known)
         raise ValueError(f"no network has {args.cases!r} in its name; there are {names}")
     if args.group_size:
         chosen = [replace(one, gates=replace(one.gates, group_size=args.group_size)) for one in chosen]
@@ -264,6 +270,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", choices=("engine", "footprint"), default="engine")
     parser.add_argument(
         "--cases", default="", metavar="SUBSTRING", help="only networks with this in their name"
+    )
+    parser.add_argument(
+        "--trained", nargs=2, metavar=("DENSE", "GATED"), help="these two checkpoints, on their test images"
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")

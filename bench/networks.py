@@ -22,17 +22,44 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Network:
-    """A backbone of the suite: its name, the side of its images and its gates."""
+    """A backbone of the suite.
+
+    Args:
+        name: of the backbone, or of a trained network.
+        size: the side of its images.
+        gates: their config.
+        trained: checkpoints of the plain and of the gated network, which then takes its own decisions on the
+            test images it was trained for.
+    """
 
     name: str
     size: int
     gates: Any
+    trained: tuple[Path, Path] | None = None
 
+    @classmethod
+    def of_checkpoints(cls, name: str, plain: str | Path, gated: str | Path) -> Network:
+        """A trained network.
 
-SHIPPED = "shipped_resnet38"  # trained on scene_digits, with the package
+        Raises:
+            OSError, ValueError: a file is missing or damaged, or the second one holds no gates.
+        """
+        gates = getattr(ddi.load_model(gated)[0], "ddi_gates", None)
+        if gates is None:
+            raise ValueError(f"bench model: {gated} holds no gated network; give the plain checkpoint first")
+        return cls(name, 32, gates.config, (Path(plain), Path(gated)))
+
 
 NETWORKS = [
-    Network(SHIPPED, 32, ddi.DDIConfig(group_size=4)),
+    Network(
+        "shipped_resnet38",
+        32,
+        ddi.DDIConfig(group_size=4),
+        (
+            pretrained("scene_digits_resnet38.safetensors"),
+            pretrained("scene_digits_resnet38_ddi.safetensors"),
+        ),
+    ),
     Network("cifar_resnet38", 32, ddi.DDIConfig(group_size=8)),
     Network("cifar_resnet110", 32, ddi.DDIConfig(group_size=8)),
     Network("resnet18", 224, ddi.DDIConfig(group_size=16)),
@@ -74,19 +101,19 @@ class Case:
         return engine.load(path, self.batch, self.threads)
 
 
-def shipped_case(network: Network, batch: int, threads: int, dtype: str) -> Case:
-    """The shipped networks on as many different test images as the pool has decisions."""
-    plain, _ = ddi.load_model(pretrained("scene_digits_resnet38.safetensors"))
-    gated, _ = ddi.load_model(pretrained("scene_digits_resnet38_ddi.safetensors"))
-    data = ddi.data.get_dataset("scene_digits")
+def trained_case(network: Network, batch: int, threads: int, dtype: str) -> Case:
+    """Trained networks on as many different test images as the pool has decisions."""
+    assert network.trained is not None
+    (plain, _), (gated, meta) = map(ddi.load_model, network.trained)
+    data = ddi.data.get_dataset(meta.get("dataset", "scene_digits"))
     images = data.normalize(data.test().images[:: len(data.test().images) // POOL][:POOL])
     batches = list(images.contiguous().split(batch))
     return Case(network, batch, threads, dtype, batches, gated.eval(), plain.eval())
 
 
 def make_case(network: Network, batch: int, threads: int, dtype: str) -> Case:
-    if network.name == SHIPPED:
-        return shipped_case(network, batch, threads, dtype)
+    if network.trained is not None:
+        return trained_case(network, batch, threads, dtype)
     gated = seeded(ddi.create_model(network.name, gates=network.gates))
     plain = seeded(ddi.create_model(network.name))
     state = {key: value for key, value in gated.state_dict().items() if not key.startswith("ddi_gates.")}

@@ -81,8 +81,9 @@ def test_gated_calls_meet_their_ratio(layers: bool, tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_own_calls_count_what_the_gates_decide(tmp_path: Path) -> None:
-    case, frozen = frozen_case("resnet", tmp_path, batch=2)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_own_calls_count_what_the_gates_decide(name: str, tmp_path: Path) -> None:
+    case, frozen = frozen_case(name, tmp_path, batch=2)
     ours = own_calls(case, frozen)
     assert ours.keep_layers == ours.keep_channels == 1  # fresh gates are open
     assert ours.mac_ratio == pytest.approx(frozen.dense_macs / frozen.exit_worst_macs[-1])
@@ -100,3 +101,24 @@ def test_rows_compare_with_the_fastest(tmp_path: Path) -> None:
     got = row(case, "gated", ours, times, {"a": nothing, "b": nothing})
     assert got["best_dense_provider"] == "b" and got["dense_ms"] == {"a": 3.0, "b": 2.0}
     assert got["speedup_vs_best_dense"] == 3.2 and got["realised"] == 0.8
+
+
+def save(path: Path, gates: Any = None) -> Path:
+    torch.manual_seed(0)
+    ddi.save_model(
+        path, ddi.create_model("cifar_resnet8", gates=gates), "cifar_resnet8", {"dataset": "digits32"}
+    )
+    return path
+
+
+@torch.inference_mode()
+def test_trained_networks_run_on_their_own_test_images(tmp_path: Path) -> None:
+    files = save(tmp_path / "dense"), save(tmp_path / "gated", ddi.DDIConfig(group_size=4))
+    network = Network.of_checkpoints("trained", *files)
+    case = make_case(network, 32, 1, "fp32")
+    data = ddi.data.get_dataset("digits32")
+    assert len(case.images) == 8 and network.gates == ddi.DDIConfig(group_size=4)
+    assert torch.equal(case.images[0][:1], data.normalize(data.test().images[:1]))
+    torch.testing.assert_close(case.gated(case.images[0]), case.plain(case.images[0]))  # open gates
+    with pytest.raises(ValueError, match="holds no gated network; give the plain checkpoint first"):
+        Network.of_checkpoints("trained", files[1], files[0])
