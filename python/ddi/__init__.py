@@ -10,7 +10,7 @@ from .convert import convert_, revert_
 from .cost import count_macs, latency
 from .decision import Decision, Mask
 from .freeze import FreezeError, freeze
-from .gates import DDIConfig, DenseDDIConfig
+from .gates import DDIConfig, DenseConvConfig, DenseDDIConfig
 from .losses import branch_loss, budget_loss
 from .nn import (
     ExitHead,
@@ -31,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DDIConfig",
     "Decision",
+    "DenseConvConfig",
     "DenseDDIConfig",
     "ExitHead",
     "FreezeError",
