@@ -5,6 +5,7 @@ The framework: gates, gated modules, backbones, conversion, training, freezing. 
 
 from . import data
 from .backbones import create_model, list_models, register_model
+from .calibrate import calibrate
 from .checkpoint import load_model, save_model
 from .convert import convert_, revert_
 from .cost import count_macs, latency
@@ -47,6 +48,7 @@ __all__ = [
     "__version__",
     "branch_loss",
     "budget_loss",
+    "calibrate",
     "convert_",
     "count_macs",
     "create_model",

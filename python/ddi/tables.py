@@ -9,7 +9,14 @@ import torch
 
 from .evaluate import Evaluation
 
-__all__ = ["format_demo", "format_evaluation", "format_freeze", "format_run", "summarise"]
+__all__ = [
+    "format_calibration",
+    "format_demo",
+    "format_evaluation",
+    "format_freeze",
+    "format_run",
+    "summarise",
+]
 
 
 def summarise(result: Evaluation) -> dict[str, Any]:
@@ -51,6 +58,18 @@ def _early(accuracy: list[float]) -> list[str]:
     """A line on the branch classifiers, if there are any."""
     shares = ", ".join(_percent(one) for one in accuracy)
     return [f"branches         {shares}, shallowest first"] if accuracy else []
+
+
+def format_calibration(summary: dict[str, Any]) -> str:
+    """What :func:`ddi.calibrate_checkpoint.calibrate_checkpoint` found, as text."""
+    return "\n".join(
+        (
+            f"{summary['out']} for {summary['images']} validation images of {summary['dataset']}",
+            f"threshold        {summary['threshold']:.6f}, was {summary['threshold_before']:.6f}",
+            f"mac_ratio        {summary['mac_ratio']:.3f}, wanted {summary['wanted']:g}",
+            f"evaluations      {len(summary['evaluations'])}",
+        )
+    )
 
 
 def format_freeze(summary: dict[str, Any]) -> str:

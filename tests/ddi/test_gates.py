@@ -95,6 +95,7 @@ def test_lower_threshold_opens_more(gates):
     pooled, counts = torch.rand(64, 20), []
     for threshold in (0.9, 0.6, 0.5, 0.3, 0.1):
         gates.set_threshold(threshold)
+        assert config_from_dict(config_to_dict(gates.config)).threshold == threshold  # what checkpoints keep
         with torch.inference_mode():
             decisions = run(gates, pooled)
         bits = [d.keep.sum() for d in decisions if d.keep is not None]
@@ -102,6 +103,7 @@ def test_lower_threshold_opens_more(gates):
     assert counts == sorted(counts) and counts[0] < counts[-1]
     with pytest.raises(ValueError, match="threshold"):
         gates.set_threshold(0)
+    assert gates.config.threshold == 0.1
 
 
 def test_no_soft_values_and_same_bits_without_gradients(gates):
