@@ -6,12 +6,13 @@ The framework: gates, gated modules, backbones, conversion, training, freezing. 
 from . import data
 from .backbones import create_model, list_models, register_model
 from .budget import Answer, Budget, budget
+from .calibrate import calibrate
 from .checkpoint import load_model, save_model
 from .convert import convert_, revert_
 from .cost import count_macs, latency
 from .decision import Decision, Mask
 from .freeze import FreezeError, freeze
-from .gates import DDIConfig, DenseDDIConfig
+from .gates import DDIConfig, DenseConvConfig, DenseDDIConfig
 from .losses import branch_loss, budget_loss
 from .nn import (
     ExitHead,
@@ -34,6 +35,7 @@ __all__ = [
     "Budget",
     "DDIConfig",
     "Decision",
+    "DenseConvConfig",
     "DenseDDIConfig",
     "ExitHead",
     "FreezeError",
@@ -50,6 +52,7 @@ __all__ = [
     "branch_loss",
     "budget",
     "budget_loss",
+    "calibrate",
     "convert_",
     "count_macs",
     "create_model",

@@ -162,6 +162,30 @@ def _sweep(args: argparse.Namespace) -> Any:
     return summary
 
 
+def _add_calibrate(verbs: Any) -> None:
+    parser = verbs.add_parser("calibrate", help="move the threshold of trained gates to a wanted cost")
+    parser.add_argument("checkpoint")
+    parser.add_argument(
+        "--mac-ratio", type=float, required=True, metavar="R", help="dense MACs over mean MACs"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="the checkpoint to write")
+    parser.add_argument("--tolerance", type=float, default=0.01, help="share of R to be off (default 0.01)")
+    parser.add_argument("--dataset", help="default: what it was trained on, else scene_digits")
+    parser.add_argument("--data-root", metavar="DIR", help="folder of CIFAR")
+    parser.add_argument("--images", type=int, metavar="N", help="the first N of the validation split only")
+    parser.set_defaults(run=_calibrate)
+
+
+def _calibrate(args: argparse.Namespace) -> Any:
+    from .calibrate_checkpoint import calibrate_checkpoint
+    from .tables import format_calibration
+
+    where = (args.dataset, args.data_root, args.images)
+    summary = calibrate_checkpoint(args.checkpoint, args.out, args.mac_ratio, args.tolerance, *where)
+    print(format_calibration(summary))
+    return summary
+
+
 def _add_freeze(verbs: Any) -> None:
     parser = verbs.add_parser("freeze", help="write a checkpoint's network as a plan, for the engine")
     parser.add_argument("checkpoint")
@@ -289,6 +313,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_grid(verbs)
     _add_eval(verbs)
+    _add_calibrate(verbs)
     _add_freeze(verbs)
     _add_run(verbs)
     _add_env(verbs)

@@ -41,6 +41,12 @@ class Concatenation:
         """The input of a dense block, float[N, C, H, W], which is open."""
         return cls(channel_means(x))
 
+    def features(self, x: Tensor) -> Tensor:
+        """x: float[N, C, H, W], the concatenation itself, with 0 in closed channels whatever they hold."""
+        if self.mask is None or self.mask.needs_grad:
+            return x  # what is trained holds zeros there, through which the gradient reaches the mask
+        return self.mask.apply(x)
+
     def append(self, pooled: Tensor, mask: Mask | None) -> Concatenation:
         """With the new channels of a layer: their means float[N, K], and their mask or None."""
         means = torch.cat((self.pooled, pooled), dim=1)

@@ -47,9 +47,20 @@ class Mask:
             value = value * self.scale
         return value.repeat_interleave(self.group_size, dim=1)[:, :channels]
 
+    @property
+    def needs_grad(self) -> bool:
+        """Whether a gradient has to reach the gates through this mask."""
+        return any(value is not None and value.requires_grad for value in (self.soft, self.scale))
+
     def apply(self, x: Tensor) -> Tensor:
-        """x: float[N, C, H, W] times the mask: the dense form of gating, differentiable in the gate."""
-        return x * self.weights(x.shape[1]).to(x.dtype)[:, :, None, None]
+        """x: float[N, C, H, W] times the mask: the dense form of gating, differentiable in the gate.
+
+        Where no gradient is wanted closed channels become 0 whatever they hold, NaN too.
+        """
+        y = x * self.weights(x.shape[1]).to(x.dtype)[:, :, None, None]
+        if self.needs_grad:
+            return y
+        return torch.where(self.per_channel(x.shape[1]).open[:, :, None, None], y, 0)
 
     def per_channel(self, channels: int) -> Mask:
         """The same bits without scale, one for each of `channels`."""
@@ -103,10 +114,9 @@ class Decision:
     @property
     def needs_grad(self) -> bool:
         """Whether a gradient has to reach the gates through this decision."""
-        soft = [self.keep_soft, self.keep_scale]
-        for mask in (*self.masks, self.in_mask):
-            soft += [] if mask is None else [mask.soft, mask.scale]
-        return any(value is not None and value.requires_grad for value in soft)
+        if any(mask is not None and mask.needs_grad for mask in (*self.masks, self.in_mask)):
+            return True
+        return any(value is not None and value.requires_grad for value in (self.keep_soft, self.keep_scale))
 
     def keep_weights(self) -> Tensor | None:
         """float[N]: 1 where the block runs, with the soft value's gradient; None if it always runs."""

@@ -14,6 +14,7 @@ from .convert import is_converted
 from .cost import dense_macs
 from .data import Dataset, Split
 from .decision import Decision
+from .inference import eval_mode
 from .record import Record, record
 
 __all__ = ["Evaluation", "evaluate", "has_exits"]
@@ -98,21 +99,16 @@ def evaluate(
         >>> data = ddi.data.get_dataset("scene_digits")
         >>> evaluate(model, data, data.test()).accuracy
     """
-    training = model.training
-    model.eval()
     gated = is_converted(model)
     logits: list[Tensor] = []
     answers: list[Tensor] = []
     starts = range(0, len(split.labels), batch_size)
-    try:
-        with record(model) if gated else nullcontext() as rec:
-            for start in tqdm(starts, disable=None if progress else True, desc="evaluate"):
-                x = dataset.normalize(split.images[start : start + batch_size]).to(device)
-                exits = model(x, all_exits=True) if has_exits(model) else (model(x),)
-                answers.append(torch.stack([one.argmax(1) for one in exits], 1).cpu())
-                logits.append(exits[-1].float().cpu())
-    finally:
-        model.train(training)
+    with eval_mode(model), record(model) if gated else nullcontext() as rec:
+        for start in tqdm(starts, disable=None if progress else True, desc="evaluate"):
+            x = dataset.normalize(split.images[start : start + batch_size]).to(device)
+            exits = model(x, all_exits=True) if has_exits(model) else (model(x),)
+            answers.append(torch.stack([one.argmax(1) for one in exits], 1).cpu())
+            logits.append(exits[-1].float().cpu())
     scores = torch.cat(logits)
     dense = dense_macs(model, (1, *split.images.shape[1:]))
     right = torch.cat(answers) == split.labels[:, None]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -21,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .backbones.base import Backbone
 from .convert import is_converted, revert_
 from .cost import dense_macs
+from .inference import eval_mode
 from .record import BlockRecord, Record, record
 
 __all__ = ["ExitCosts", "Step", "exit_macs", "exit_ms", "recorded"]
@@ -102,17 +102,6 @@ class _Parts:
         self.gates, self.blocks = [], []
 
 
-@contextmanager
-def _evaluating(model: Backbone) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)
-
-
 def exit_macs(model: Backbone, shape: torch.Size | tuple[int, ...]) -> ExitCosts:
     """Multiply-adds of a sample, for inputs of shape (N, C, H, W). Looked up after the first call of a size.
 
@@ -133,7 +122,7 @@ def _count(model: Backbone, size: tuple[int, int]) -> ExitCosts:
     parts = _Parts()
     weight = next(model.parameters())
     zeros = torch.zeros(1, 3, *size, device=weight.device, dtype=weight.dtype)
-    with recorded(model, parts), _evaluating(model):
+    with recorded(model, parts), eval_mode(model), torch.inference_mode():
         model(zeros, visit=parts.visit)
     steps, before = [], 0
     for seen, (spent, _) in zip(parts.steps, blocks, strict=True):
@@ -188,11 +177,11 @@ def exit_ms(model: Backbone, x: Tensor) -> ExitCosts:
 
 
 def _measure(model: Backbone, x: Tensor) -> ExitCosts:
-    open: Any = copy.deepcopy(model)
+    open: Any = copy.deepcopy(model).eval()
     if is_converted(open):
         open.ddi_gates.set_threshold(1e-12)
     seen: list[list[float]] = []
-    with _evaluating(open):
+    with torch.inference_mode():
         for _ in range(_WARM_UP + _PASSES):
             watch = _Stopwatch(open, x.device)
             open(x, visit=watch.visit)

@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .concatenation import Concatenation
+from .concatenation import Concatenation, channel_means
 from .cost import dense_macs
 from .decision import Decision
 from .gates import Gate, GateSite
@@ -103,7 +103,7 @@ class GatePass:
 
     def decide(self, block: GatedBlock, x: Tensor) -> Decision:
         """The decision for a residual block about to run on x: float[N, C, H, W]."""
-        decision = self._ask(block, x, x)
+        decision = self._ask(block, x if self.gates.reads == "features" else channel_means(x), x)
         self._record(block, x, decision)
         return decision
 
@@ -121,14 +121,15 @@ class GatePass:
                 f"gated block {block.site.name!r}: its input has {x.shape[1]} channels, but the gated layers "
                 f"before it made {known}; a dense block must append what each layer returns, in order"
             )
-        decision = self._ask(block, self.concatenation.pooled, x)
+        means = self.gates.reads == "means"
+        decision = self._ask(block, self.concatenation.pooled if means else self.concatenation.features(x), x)
         decision = replace(decision, in_mask=self.concatenation.mask)
         self._record(block, x, decision)
         return decision, self.concatenation
 
     def _ask(self, block: GatedBlock, seen: Tensor, x: Tensor) -> Decision:
         if self.watch is not None:
-            self.watch.before_gate(self.gates.macs(block.site))
+            self.watch.before_gate(self.gates.macs(block.site, x.shape))
         if self.state is None:
             self.state = self.gates.initial_state(x)
         decision, self.state = self.gates.decide(block.site, seen, self.state)
@@ -136,7 +137,7 @@ class GatePass:
 
     def _record(self, block: GatedBlock, x: Tensor, decision: Decision) -> None:
         if self.blocks is not None:
-            macs = block.macs(x.shape, decision) + self.gates.macs(block.site)
+            macs = block.macs(x.shape, decision) + self.gates.macs(block.site, x.shape)
             self.blocks.append(BlockRecord(block.site.name, decision, macs, block.dense_macs(x.shape)))
             if self.watch is not None:
                 self.watch.before_block(self.blocks[-1])

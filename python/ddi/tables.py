@@ -11,6 +11,7 @@ from .evaluate import Evaluation
 
 __all__ = [
     "format_budget",
+    "format_calibration",
     "format_demo",
     "format_evaluation",
     "format_freeze",
@@ -96,6 +97,18 @@ def format_sweep(summary: dict[str, Any]) -> str:
             f"{row['p50_ms']:.3f}, {row['p99_ms']:.3f}"
         )
     return "\n".join(lines)
+
+
+def format_calibration(summary: dict[str, Any]) -> str:
+    """What :func:`ddi.calibrate_checkpoint.calibrate_checkpoint` found, as text."""
+    return "\n".join(
+        (
+            f"{summary['out']} for {summary['images']} validation images of {summary['dataset']}",
+            f"threshold        {summary['threshold']:.6f}, was {summary['threshold_before']:.6f}",
+            f"mac_ratio        {summary['mac_ratio']:.3f}, wanted {summary['wanted']:g}",
+            f"evaluations      {len(summary['evaluations'])}",
+        )
+    )
 
 
 def format_freeze(summary: dict[str, Any]) -> str:

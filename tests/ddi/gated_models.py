@@ -28,15 +28,17 @@ def randomize_norms(model):
                 module.bias.normal_(std=0.2)
 
 
-def mixed_model(name="cifar_resnet8", seed=0, **config):
+def mixed_model(name="cifar_resnet8", seed=0, gates=None, **config):
     """A converted model with random statistics and gates that open for about half of what they see.
 
     name: of `create_model`, or a function that makes the plain model.
+    gates: the class of their config, left out: DDIConfig or DenseDDIConfig.
     """
     torch.manual_seed(seed)
     plain = name() if callable(name) else ddi.create_model(name)
     dense = isinstance(plain, DenseNet)
-    model = ddi.convert_(plain, (ddi.DenseDDIConfig if dense else ddi.DDIConfig)(**config))
+    gates = gates or (ddi.DenseDDIConfig if dense else ddi.DDIConfig)
+    model = ddi.convert_(plain, gates(**config))
     randomize_norms(model)
     with torch.no_grad():
         for gate in getattr(model.ddi_gates, "channel", {}).values():

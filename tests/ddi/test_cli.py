@@ -70,6 +70,23 @@ def test_eval_restores_the_number_of_threads(files):
     assert torch.get_num_threads() == before
 
 
+def test_calibrate_writes_a_checkpoint_of_the_wanted_cost(files, capsys, tmp_path):
+    target, out = tmp_path / "found.json", tmp_path / "deep" / "cheaper"
+    arguments = ["--mac-ratio", "1.7", "--tolerance", "0.02", "--images", "60", "--out", str(out)]
+    assert main(["calibrate", str(files / "gated"), *arguments, "--json", str(target)]) == 0
+    found = json.loads(target.read_text())
+    (before, _), (after, meta) = ddi.load_model(files / "gated"), ddi.load_model(out)
+    assert meta == {"dataset": "digits32"} and found["dataset"] == "digits32" and found["images"] == 60
+    assert after.ddi_gates.config.threshold == found["threshold"] != found["threshold_before"] == 0.5
+    weights = after.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in before.state_dict().items())
+    data = get_dataset("digits32")
+    ratio = ddi.count_macs(after, data.normalize(data.validation().images[:60])).mac_ratio
+    assert ratio == pytest.approx(found["mac_ratio"], rel=1e-6) == pytest.approx(1.7, rel=0.02)
+    text = capsys.readouterr().out
+    assert f"{found['threshold']:.6f}, was 0.500000" in text and "wanted 1.7" in text
+
+
 def test_env(capsys, tmp_path):
     target = tmp_path / "env.json"
     assert main(["env", "--json", str(target)]) == 0
@@ -104,6 +121,17 @@ MISTAKES = {
         "the test split has 5000",
     ),
     "demo-passes": (["demo", "--passes", "0"], "passes must be at least 1"),
+    "calibrate-missing": (["calibrate", "{files}/none", "--mac-ratio", "2"], "no such file"),
+    "calibrate-plain": (["calibrate", "{files}/dense", "--mac-ratio", "2"], "dense holds a plain network"),
+    "calibrate-ratio": (["calibrate", "{files}/gated", "--mac-ratio", "-2"], "mac_ratio must be positive"),
+    "calibrate-reach": (
+        ["calibrate", "{files}/gated", "--mac-ratio", "500", "--images", "9"],
+        "mac_ratio 500 is out of reach",
+    ),
+    "calibrate-images": (
+        ["calibrate", "{files}/gated", "--mac-ratio", "2", "--images", "0"],
+        "images is 0; allowed: 1 to 200, the validation images of digits32",
+    ),
     "train-model": (["train", "--model", "resnet9000"], "unknown model 'resnet9000'"),
     "train-config": (["train", "--config", "{files}/bad.toml"], "bad.toml"),
 }
@@ -182,7 +210,7 @@ def test_usage_mistakes_exit_2(arguments, capsys):
     assert stopped.value.code == 2 and "error:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ("demo", "train", "eval", "freeze", "run", "env"))
+@pytest.mark.parametrize("verb", ("demo", "train", "eval", "calibrate", "freeze", "run", "env"))
 def test_every_verb_takes_json_and_seed(verb, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([verb, "--help"])

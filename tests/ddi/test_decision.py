@@ -41,6 +41,17 @@ def test_apply_multiplies_channels_in_the_dtype_of_x():
     assert y.dtype == torch.bfloat16 and y.flatten().tolist() == [2.0, 0.0]
 
 
+def test_without_a_gradient_what_closed_channels_hold_does_not_matter():
+    x, open = torch.tensor([[2.0, torch.nan, torch.inf, torch.nan]])[:, :, None, None], [[True, False]]
+    mask = Mask(torch.tensor(open), group_size=2)
+    assert mask.apply(x).isnan().flatten().tolist() == [False, True, False, False]  # an open NaN stays
+    assert mask.apply(x)[0, 2:].flatten().tolist() == [0.0, 0.0]
+    trained = Mask(torch.tensor(open), soft=torch.tensor([[0.9, 0.1]], requires_grad=True))
+    x = torch.full((1, 2, 1, 1), 3.0)
+    trained.apply(x).sum().backward()
+    assert trained.soft.grad.tolist() == [[3.0, 3.0]]  # the gate may learn to open again
+
+
 def test_a_gradient_may_be_needed_by_the_mask_of_the_inputs():
     soft = torch.tensor([[0.9]], requires_grad=True)
     assert Decision(in_mask=Mask(torch.tensor([[True]]), soft=soft)).needs_grad

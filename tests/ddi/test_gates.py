@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from gated_models import images, mixed_model
+from gated_models import images, mixed_model, tiny_densenet
 from torch.utils.flop_counter import FlopCounterMode
 
 import ddi
-from ddi import DDIConfig, DenseDDIConfig
+from ddi import DDIConfig, DenseConvConfig, DenseDDIConfig
 from ddi.gates import GateSite, config_from_dict, config_to_dict
 
 SITES = [
@@ -24,7 +24,9 @@ CONFIGS = [
     DDIConfig(channels=False),
     DDIConfig(layers=False, threshold=0.3),
     DenseDDIConfig(group_size=4),
+    DenseConvConfig(group_size=4, hidden=9),
 ]
+IDS = ["both", "layers", "channels", "dense", "dense conv"]
 
 
 def build(config):
@@ -32,23 +34,23 @@ def build(config):
 
 
 def sites_of(config):
-    return DENSE_SITES if isinstance(config, DenseDDIConfig) else SITES
+    return SITES if isinstance(config, DDIConfig) else DENSE_SITES
 
 
 def run(gates, pooled):
-    """Decisions of all sites in order, on means, or on constant maps that have them."""
+    """Decisions of all sites in order, on means, or on maps that have them: bright on one side."""
     state, decisions = None, []
     for site in sites_of(gates.config):
         x = pooled[:, : site.in_channels]
-        if site.kind == "residual_block":
-            x = x[:, :, None, None].expand(-1, -1, 3, 2)
+        if gates.reads == "features":
+            x = x[:, :, None, None] * torch.tensor([0.5, 1.5]).expand(3, 2)
         state = gates.initial_state(x) if state is None else state
         decision, state = gates.decide(site, x, state)
         decisions.append(decision)
     return decisions
 
 
-@pytest.fixture(params=CONFIGS, ids=["both", "layers", "channels", "dense"])
+@pytest.fixture(params=CONFIGS, ids=IDS)
 def gates(request):
     torch.manual_seed(0)
     gates = build(request.param)
@@ -93,6 +95,7 @@ def test_lower_threshold_opens_more(gates):
     pooled, counts = torch.rand(64, 20), []
     for threshold in (0.9, 0.6, 0.5, 0.3, 0.1):
         gates.set_threshold(threshold)
+        assert config_from_dict(config_to_dict(gates.config)).threshold == threshold  # what checkpoints keep
         with torch.inference_mode():
             decisions = run(gates, pooled)
         bits = [d.keep.sum() for d in decisions if d.keep is not None]
@@ -100,6 +103,7 @@ def test_lower_threshold_opens_more(gates):
     assert counts == sorted(counts) and counts[0] < counts[-1]
     with pytest.raises(ValueError, match="threshold"):
         gates.set_threshold(0)
+    assert gates.config.threshold == 0.1
 
 
 def test_no_soft_values_and_same_bits_without_gradients(gates):
@@ -126,7 +130,9 @@ def test_decisions_depend_on_earlier_blocks_through_the_lstm():
 def test_macs_equal_the_flops_counted(gates):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run(gates, torch.rand(1, 20))
-    assert counter.get_total_flops() // 2 == sum(gates.macs(site) for site in sites_of(gates.config))
+    sites = sites_of(gates.config)
+    expected = sum(gates.macs(site, torch.Size((1, site.in_channels, 3, 2))) for site in sites)
+    assert counter.get_total_flops() // 2 == expected
 
 
 def test_state_dict_round_trip(gates):
@@ -137,9 +143,14 @@ def test_state_dict_round_trip(gates):
         assert all(torch.equal(p.open, q.open) for p, q in zip(a.masks, b.masks, strict=True))
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
 def test_config_round_trip(config):
     assert config_from_dict(config_to_dict(config)) == config
+
+
+def test_a_config_of_no_known_kind():
+    with pytest.raises(ValueError, match=r"str is none of the kinds \['ddi', 'dense_conv', 'dense_ddi'\]"):
+        config_to_dict("ddi")
 
 
 def test_unknown_config_kind_and_key():
@@ -149,9 +160,12 @@ def test_unknown_config_kind_and_key():
         config_from_dict({"kind": "ddi", "grups": 3})
 
 
-@pytest.mark.parametrize("name", ["cifar_resnet8", "densenet_bc40"])
-def test_gates_stay_in_full_precision_under_autocast(name):
-    model, x = mixed_model(name, group_size=4), images(8)
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("cifar_resnet8", DDIConfig), ("densenet_bc40", DenseDDIConfig), (tiny_densenet, DenseConvConfig)],
+)
+def test_gates_stay_in_full_precision_under_autocast(name, config):
+    model, x = mixed_model(name, gates=config, group_size=4), images(8)
     with ddi.record(model) as plain, torch.inference_mode():
         expected = model(x)
     with ddi.record(model) as rec, torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

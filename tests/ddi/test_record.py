@@ -25,7 +25,7 @@ def by_hand(model, rec, index):
             macs = 0
         if module.downsample is not None:
             macs += module.conv1.in_channels * width * area
-        total += macs + model.ddi_gates.macs(module.site)
+        total += macs + model.ddi_gates.macs(module.site, torch.Size((1, module.conv1.in_channels, 32, 32)))
     return total
 
 
@@ -39,6 +39,18 @@ def test_macs_per_sample_by_hand(group_size):
     assert len(set(expected)) > 1
     assert rec.mac_ratio == pytest.approx(rec.dense_macs / (sum(expected) / 6), rel=1e-5)
     assert ddi.count_macs(model, x).per_sample.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_gates_read_features_or_means():
+    model, x = mixed_model(), images(6)
+    passes = []
+    for reads in ("features", "means"):
+        model.ddi_gates.reads = reads
+        with ddi.record(model) as rec, torch.inference_mode():
+            model(x)
+        passes += rec.passes
+    for a, b in zip(*passes, strict=True):
+        assert torch.equal(a.decision.masks[0].open, b.decision.masks[0].open)
 
 
 def test_records_every_forward_and_nothing_outside():

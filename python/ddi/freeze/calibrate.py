@@ -5,7 +5,7 @@ The largest absolute value over the calibration images, nothing cut off.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,30 +14,10 @@ from torch import Tensor
 
 from ddi_kernels import backend
 
+from ..inference import eval_mode, image_batches
 from .trace import AllExits
 
 __all__ = ["input_ranges"]
-
-_BATCH = 32  # of a tensor of images
-
-
-def _batches(calibration: Tensor | Iterable[Any], shape: tuple[int, ...]) -> Iterator[Tensor]:
-    expected = f"images float[N, {', '.join(map(str, shape))}]"
-    if isinstance(calibration, Tensor):
-        calibration = calibration.split(_BATCH) if calibration.dim() else ()
-    if not isinstance(calibration, Iterable):
-        raise ValueError(f"freeze: calibration is {type(calibration).__name__}, expected {expected}")
-    for batch in calibration:
-        images = batch[0] if isinstance(batch, list | tuple) and batch else batch
-        if not isinstance(images, Tensor):
-            raise ValueError(f"freeze: calibration yields {type(images).__name__}, expected {expected}")
-        if tuple(images.shape[1:]) != shape or not images.is_floating_point():
-            got = f"{str(images.dtype).removeprefix('torch.')}{list(images.shape)}"
-            raise ValueError(f"freeze: calibration yields {got}, expected {expected}")
-        if not images.isfinite().all():
-            raise ValueError("freeze: calibration has images with NaN or infinity, expected finite ones")
-        if len(images) > 0:
-            yield images
 
 
 def input_ranges(model: nn.Module, calibration: Tensor | Iterable[Any], example: Tensor) -> dict[str, float]:
@@ -65,20 +45,16 @@ def input_ranges(model: nn.Module, calibration: Tensor | Iterable[Any], example:
 
         return hook
 
-    modes = [(module, module.training) for module in model.modules()]
     convs = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     hooks = [conv.register_forward_pre_hook(watch(path), with_kwargs=True) for path, conv in convs]
-    run, seen = AllExits(model).eval(), 0
+    run = AllExits(model)
+    batches = image_batches(calibration, "freeze: calibration", tuple(example.shape[1:]))
     try:
-        with backend("reference"), torch.no_grad():  # in which gated blocks call their convolutions
-            for images in _batches(calibration, tuple(example.shape[1:])):
+        # The reference, in which gated blocks call their convolutions.
+        with eval_mode(run), backend("reference"), torch.no_grad():
+            for images in batches:
                 run(images.to(example.device, torch.float32))
-                seen += len(images)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
-    if seen == 0:
-        raise ValueError("freeze: calibration has no images, expected at least one")
     return ranges

@@ -9,6 +9,7 @@ import torch.nn as nn
 
 from ddi_kernels import fold_bn
 
+from ..gates import gate_kind
 from ..gates.ddi import DDIGates
 from ..gates.dense_ddi import DenseDDIGates
 from .ir import Conv, FreezeError, GateWeights, Node
@@ -61,7 +62,11 @@ def _gate(gates: Any, site: Any) -> GateWeights:
     elif isinstance(gates, DenseDDIGates):
         weights = {"channel": list(gates.channel[site.name].parameters())}
     else:
-        raise FreezeError(f"freeze: the engine has no gates of type {type(gates).__name__}")
+        remedy = "DenseDDIConfig" if site.kind == "dense_layer" else "DDIConfig"
+        raise FreezeError(
+            f"freeze: the engine has no gates of kind {gate_kind(gates.config)!r}; it has those of "
+            f"ddi.{remedy}: convert the network with that and train its gates"
+        )
     size = gates.config.group_size
     channel = weights["channel"]
     return GateWeights(

@@ -17,6 +17,7 @@ from ..decision import Decision
 
 __all__ = [
     "DDIConfig",
+    "DenseConvConfig",
     "DenseDDIConfig",
     "Gate",
     "GateConfig",
@@ -24,6 +25,7 @@ __all__ = [
     "config_from_dict",
     "config_to_dict",
     "full_precision",
+    "gate_kind",
     "gate_input",
     "require_kind",
 ]
@@ -35,7 +37,7 @@ class GateSite:
 
     Args:
         name: the block's module path with dots replaced by "_".
-        in_channels: channels of the block's input, which the gate sees pooled.
+        in_channels: channels of the block's input, which the gate sees.
         interior: channels of each tensor that can be gated: the interior ones of a residual block, the new
             channels of a dense layer. Empty where channels are not decided on.
         skippable: whether the block keeps its input's shape, so that its shortcut can stand for it.
@@ -73,20 +75,24 @@ def full_precision(x: Tensor) -> torch.autocast:
 
 
 class Gate(Protocol):
-    """The gate networks of one model, one state per forward pass (nothing is kept between passes)."""
+    """The gate networks of one model, one state per forward pass (nothing is kept between passes).
+
+    Attributes:
+        reads: what `decide` takes of a block's input, in which closed channels are 0: its "features",
+            float[N, in_channels, H, W], or the "means" of them over the pixels, float[N, in_channels]. The
+            means of a dense layer's input come for nothing, each channel pooled by its producer.
+    """
+
+    reads: Literal["features", "means"]
 
     def initial_state(self, x: Tensor) -> Any:
         """The state before the first block of a pass whose input is x: float[N, C, H, W]."""
 
     def decide(self, site: GateSite, x: Tensor, state: Any) -> tuple[Decision, Any]:
-        """The decision for one block, and the next state.
+        """The decision for one block whose input the gates see as x, and the next state."""
 
-        x is the block's input float[N, in_channels, H, W]; of a dense layer it is the means over the pixels,
-        float[N, in_channels], 0 for closed channels.
-        """
-
-    def macs(self, site: GateSite) -> int:
-        """Multiply-adds that `decide` spends on one sample."""
+    def macs(self, site: GateSite, shape: torch.Size) -> int:
+        """Multiply-adds that `decide` spends on one sample, for a block's input of `shape`, (N, C, H, W)."""
 
 
 class GateConfig(Protocol):
@@ -97,15 +103,27 @@ class GateConfig(Protocol):
 
 
 from .ddi import DDIConfig  # noqa: E402  (the gate files import GateSite from here)
+from .dense_conv import DenseConvConfig  # noqa: E402
 from .dense_ddi import DenseDDIConfig  # noqa: E402
 
-_CONFIGS: dict[str, Any] = {"ddi": DDIConfig, "dense_ddi": DenseDDIConfig}
+_CONFIGS: dict[str, Any] = {"ddi": DDIConfig, "dense_conv": DenseConvConfig, "dense_ddi": DenseDDIConfig}
+
+
+def gate_kind(config: Any) -> str:
+    """The name by which checkpoints know a gate config, as "ddi".
+
+    Raises:
+        ValueError: it is none of this package.
+    """
+    for name, cls in _CONFIGS.items():
+        if type(config) is cls:
+            return name
+    raise ValueError(f"gate config: {type(config).__name__} is none of the kinds {sorted(_CONFIGS)}")
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """A JSON-ready dict of a gate config; `config_from_dict` reverses it."""
-    kind = next(name for name, cls in _CONFIGS.items() if type(config) is cls)
-    return {"kind": kind, **asdict(config)}
+    return {"kind": gate_kind(config), **asdict(config)}
 
 
 def config_from_dict(data: dict[str, Any]) -> Any:

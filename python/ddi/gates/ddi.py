@@ -10,8 +10,8 @@ the block.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
@@ -22,7 +22,7 @@ from ddi_kernels import gate_logits, gate_plan
 from ..decision import Decision, Mask
 from . import GateSite, full_precision, gate_input, require_kind
 
-__all__ = ["ChannelGate", "DDIConfig", "DDIGates"]
+__all__ = ["ChannelGate", "DDIConfig", "DDIGates", "ThresholdGates"]
 
 LSTMState = tuple[Tensor, Tensor]
 
@@ -76,6 +76,31 @@ def threshold_logit(caller: str, threshold: float) -> float:
     return math.log(threshold / (1.0 - threshold))
 
 
+class ThresholdGates(nn.Module):
+    """Base of gates that open where their probability exceeds the one threshold of their config."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def threshold_logit(self) -> float:
+        return threshold_logit(type(self.config).__name__, self.config.threshold)
+
+    def set_threshold(self, threshold: float) -> None:
+        """Moves the threshold of every gate; lower opens more.
+
+        It is the config's from then on, so that checkpoints and frozen plans keep it; state_dicts do not.
+
+        Raises:
+            ValueError: not in (0, 1).
+        """
+        self.config = replace(self.config, threshold=threshold)
+
+    def extra_repr(self) -> str:
+        return f"{self.config}"
+
+
 class ChannelGate(nn.Module):
     """Weights of Linear -> ReLU -> Linear, from what a gate sees to one logit per channel group."""
 
@@ -88,12 +113,13 @@ class ChannelGate(nn.Module):
         nn.init.constant_(self.expand.bias, open_bias)
 
 
-class DDIGates(nn.Module):
+class DDIGates(ThresholdGates):
     """All gates of one backbone. See :class:`ddi.gates.Gate` for the three methods a block calls."""
 
+    reads: ClassVar = "features"
+
     def __init__(self, config: DDIConfig, sites: list[GateSite]) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         widths = sorted({site.in_channels for site in sites})
         self.project = nn.ModuleDict({str(c): nn.Linear(c, config.hidden) for c in widths})
         self.lstm = nn.LSTMCell(config.hidden, config.hidden)
@@ -103,17 +129,12 @@ class DDIGates(nn.Module):
             nn.init.constant_(self.layer.bias, config.open_bias)
         if config.channels:
             self.channel = nn.ModuleDict({site.name: self._channel_gate(site) for site in sites})
-        self.set_threshold(config.threshold)
         self._lists: dict[str, dict[str, list[Tensor]]] = {}
 
     def _channel_gate(self, site: GateSite) -> ChannelGate:
         config = self.config
         groups = sum(math.ceil(c / config.group_size) for c in site.interior)
         return ChannelGate(site.in_channels + config.hidden, config.channel_hidden, groups, config.open_bias)
-
-    def set_threshold(self, threshold: float) -> None:
-        """Moves the threshold of every gate; lower opens more. Not part of the state_dict."""
-        self.threshold_logit = threshold_logit("set_threshold", threshold)
 
     def initial_state(self, x: Tensor) -> LSTMState:
         zeros = self.lstm.weight_hh.new_zeros(x.shape[0], self.config.hidden)
@@ -170,7 +191,7 @@ class DDIGates(nn.Module):
         parts = zip(bits.split(counts, dim=1), softs, strict=True)
         return tuple(Mask(open, group_size=size, soft=part) for open, part in parts)
 
-    def macs(self, site: GateSite) -> int:
+    def macs(self, site: GateSite, shape: torch.Size) -> int:
         hidden = self.config.hidden
         total = site.in_channels * hidden + 8 * hidden * hidden
         if self.config.layers and site.skippable:
@@ -178,6 +199,3 @@ class DDIGates(nn.Module):
         if self.config.channels:
             total += sum(w.numel() for w in self.channel[site.name].parameters() if w.dim() == 2)
         return total
-
-    def extra_repr(self) -> str:
-        return f"{self.config}"

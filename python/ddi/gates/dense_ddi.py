@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ..decision import Decision, Mask
 from . import GateSite, full_precision, gate_input, require_kind
-from .ddi import ChannelGate, check_sizes, threshold_logit
+from .ddi import ChannelGate, ThresholdGates, check_sizes, threshold_logit
 
-__all__ = ["DenseDDIConfig", "DenseDDIGates"]
+__all__ = ["DenseDDIConfig", "DenseDDIGates", "DenseGates"]
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,29 @@ class DenseDDIConfig:
         return DenseDDIGates(self, sites)
 
 
-class DenseDDIGates(nn.Module):
-    """All gates of one DenseNet. See :class:`ddi.gates.Gate` for the three methods a layer calls."""
+class DenseGates(ThresholdGates):
+    """Base of all gates of one DenseNet: a network for each layer, from what it reads to one logit per group.
 
-    def __init__(self, config: DenseDDIConfig, sites: list[GateSite]) -> None:
-        super().__init__()
-        self.config = config
+    See :class:`ddi.gates.Gate` for the three methods a layer calls.
+    """
+
+    def __init__(self, config: Any, sites: list[GateSite]) -> None:
+        super().__init__(config)
         self.channel = nn.ModuleDict({site.name: self._gate(site) for site in sites if site.interior})
-        self.set_threshold(config.threshold)
 
-    def _gate(self, site: GateSite) -> ChannelGate:
-        groups = math.ceil(site.interior[0] / self.config.group_size)
-        return ChannelGate(site.in_channels, self.config.hidden, groups, self.config.open_bias)
+    def _groups(self, site: GateSite) -> int:
+        return math.ceil(site.interior[0] / self.config.group_size)
 
-    def set_threshold(self, threshold: float) -> None:
-        """Moves the threshold of every gate; lower opens more. Not part of the state_dict."""
-        self.threshold_logit = threshold_logit("set_threshold", threshold)
+    def _gate(self, site: GateSite) -> nn.Module:
+        raise NotImplementedError
+
+    def _logits(self, gate: Any, x: Tensor) -> Tensor:
+        """float[N, groups] of one layer's gate, in its own precision."""
+        raise NotImplementedError
+
+    def _macs(self, gate: Any, shape: torch.Size) -> int:
+        """Of one layer's gate, see `macs`."""
+        raise NotImplementedError
 
     def initial_state(self, x: Tensor) -> tuple[()]:
         return ()
@@ -76,17 +83,26 @@ class DenseDDIGates(nn.Module):
     def decide(self, site: GateSite, x: Tensor, state: tuple[()]) -> tuple[Decision, tuple[()]]:
         if not site.interior:
             return Decision(), state
-        gate: Any = self.channel[site.name]
         with full_precision(x):
-            logits = gate.expand(F.relu(gate.reduce(gate_input(x, gate.reduce.weight))))
+            logits = self._logits(self.channel[site.name], x)
         soft = torch.sigmoid(logits) if torch.is_grad_enabled() else None
         mask = Mask(logits > self.threshold_logit, group_size=self.config.group_size, soft=soft)
         return Decision(masks=(mask,)), state
 
-    def macs(self, site: GateSite) -> int:
-        if not site.interior:
-            return 0
-        return sum(w.numel() for w in self.channel[site.name].parameters() if w.dim() == 2)
+    def macs(self, site: GateSite, shape: torch.Size) -> int:
+        return self._macs(self.channel[site.name], shape) if site.interior else 0
 
-    def extra_repr(self) -> str:
-        return f"{self.config}"
+
+class DenseDDIGates(DenseGates):
+    """The gates of :class:`DenseDDIConfig`."""
+
+    reads: ClassVar = "means"
+
+    def _gate(self, site: GateSite) -> ChannelGate:
+        return ChannelGate(site.in_channels, self.config.hidden, self._groups(site), self.config.open_bias)
+
+    def _logits(self, gate: Any, x: Tensor) -> Tensor:
+        return gate.expand(F.relu(gate.reduce(gate_input(x, gate.reduce.weight))))
+
+    def _macs(self, gate: Any, shape: torch.Size) -> int:
+        return sum(w.numel() for w in gate.parameters() if w.dim() == 2)

@@ -165,8 +165,10 @@ class Trainer:
         return loss + self.config.branch_weight * branch_loss(branches, labels, self.config.equalise)
 
     def _train_mode(self, stage: Stage) -> None:
-        # A frozen backbone keeps its BatchNorm statistics too.
+        # A frozen backbone keeps its BatchNorm statistics too; gates learn theirs.
         self.model.train(stage.name != "gates")
+        if is_converted(self.model):
+            self.model.ddi_gates.train()  # type: ignore[operator, union-attr]
 
     def run(self, progress_bar: bool = True) -> dict[str, Any]:
         """Trains to the end, or to SIGINT.
