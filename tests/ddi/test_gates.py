@@ -127,6 +127,10 @@ def test_macs_equal_the_flops_counted(gates):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run(gates, torch.rand(1, 20))
     assert counter.get_total_flops() // 2 == sum(gates.macs(site) for site in sites_of(gates.config))
+    # All of it is in the matrices of its linear layers.
+    matrices = [gates.matrices(site) for site in sites_of(gates.config)]
+    assert sum(m.numel() for each in matrices for m in each) == counter.get_total_flops() // 2
+    assert all(m.dim() == 2 for each in matrices for m in each)
 
 
 def test_state_dict_round_trip(gates):

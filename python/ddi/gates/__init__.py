@@ -88,6 +88,9 @@ class Gate(Protocol):
     def macs(self, site: GateSite) -> int:
         """Multiply-adds that `decide` spends on one sample."""
 
+    def matrices(self, site: GateSite) -> list[Tensor]:
+        """float[outputs, inputs]: weights of the linear layers that `decide` runs on one sample."""
+
 
 class GateConfig(Protocol):
     """A frozen dataclass that describes gates and builds them."""

@@ -89,7 +89,7 @@ class ChannelGate(nn.Module):
 
 
 class DDIGates(nn.Module):
-    """All gates of one backbone. See :class:`ddi.gates.Gate` for the three methods a block calls."""
+    """All gates of one backbone. See :class:`ddi.gates.Gate` for the methods a block calls."""
 
     def __init__(self, config: DDIConfig, sites: list[GateSite]) -> None:
         super().__init__()
@@ -171,13 +171,10 @@ class DDIGates(nn.Module):
         return tuple(Mask(open, group_size=size, soft=part) for open, part in parts)
 
     def macs(self, site: GateSite) -> int:
-        hidden = self.config.hidden
-        total = site.in_channels * hidden + 8 * hidden * hidden
-        if self.config.layers and site.skippable:
-            total += hidden
-        if self.config.channels:
-            total += sum(w.numel() for w in self.channel[site.name].parameters() if w.dim() == 2)
-        return total
+        return sum(matrix.numel() for matrix in self.matrices(site))
+
+    def matrices(self, site: GateSite) -> list[Tensor]:
+        return [w for weights in self.weights(site).values() for w in weights if w.dim() == 2]
 
     def extra_repr(self) -> str:
         return f"{self.config}"

@@ -54,7 +54,7 @@ class DenseDDIConfig:
 
 
 class DenseDDIGates(nn.Module):
-    """All gates of one DenseNet. See :class:`ddi.gates.Gate` for the three methods a layer calls."""
+    """All gates of one DenseNet. See :class:`ddi.gates.Gate` for the methods a layer calls."""
 
     def __init__(self, config: DenseDDIConfig, sites: list[GateSite]) -> None:
         super().__init__()
@@ -84,9 +84,12 @@ class DenseDDIGates(nn.Module):
         return Decision(masks=(mask,)), state
 
     def macs(self, site: GateSite) -> int:
+        return sum(matrix.numel() for matrix in self.matrices(site))
+
+    def matrices(self, site: GateSite) -> list[Tensor]:
         if not site.interior:
-            return 0
-        return sum(w.numel() for w in self.channel[site.name].parameters() if w.dim() == 2)
+            return []
+        return [w for w in self.channel[site.name].parameters() if w.dim() == 2]
 
     def extra_repr(self) -> str:
         return f"{self.config}"
