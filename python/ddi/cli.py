@@ -94,12 +94,14 @@ def _demo(args: argparse.Namespace) -> Any:
 
 
 def _add_eval(verbs: Any) -> None:
-    parser = verbs.add_parser("eval", help="accuracy and MACs of a checkpoint, on the sparse path")
+    parser = verbs.add_parser("eval", help="accuracy and cost of a checkpoint, on the sparse path")
     parser.add_argument("checkpoint")
     parser.add_argument("--dataset", help="default: what it was trained on, else scene_digits")
     parser.add_argument("--data-root", metavar="DIR", help="folder of CIFAR")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--threads", type=int, help="default: what torch takes")
+    parser.add_argument("--resource", default="macs", help="macs (default), ms or joules, told beside MACs")
+    parser.add_argument("--latency-table", metavar="FILE", help="for ms; default: this device's own")
     parser.set_defaults(run=_eval)
 
 
@@ -107,11 +109,13 @@ def _eval(args: argparse.Namespace) -> Any:
     import torch
 
     from .checkpoint import load_model
+    from .cost import as_resource
     from .data import get_dataset
     from .evaluate import evaluate
     from .tables import format_evaluation, summarise
     from .timing import num_threads
 
+    resource = as_resource(args.resource, args.latency_table)
     model, meta = load_model(args.checkpoint)
     name = args.dataset or meta.get("dataset", "scene_digits")
     data = get_dataset(name, args.data_root)
@@ -124,7 +128,7 @@ def _eval(args: argparse.Namespace) -> Any:
                 f"{args.checkpoint} knows {classes} classes, {name} has {data.num_classes}; name "
                 "the data set it was trained on with --dataset"
             )
-        result = evaluate(model, data, split, progress=True)
+        result = evaluate(model, data, split, progress=True, resource=resource)
     summary = {
         "checkpoint": args.checkpoint,
         "dataset": name,

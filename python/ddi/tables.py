@@ -25,6 +25,10 @@ def summarise(result: Evaluation) -> dict[str, Any]:
         "p50_macs": median,
         "p90_macs": high,
         "mac_ratio": result.mac_ratio,
+        "resource": result.resource,
+        "dense_cost": result.cost.dense,
+        "mean_cost": result.cost.per_sample.double().mean().item(),
+        "resource_share": result.cost.share.item(),
         **({"exit_accuracy": result.exit_accuracy} if result.exit_accuracy else {}),
         "macs": result.macs.tolist(),
     }
@@ -42,9 +46,18 @@ def format_evaluation(summary: dict[str, Any]) -> str:
             f"MMACs per image  {million['mean_macs']:.2f} mean; p10 {million['p10_macs']:.2f}, "
             f"p50 {million['p50_macs']:.2f}, p90 {million['p90_macs']:.2f}",
             f"mac_ratio        {summary['mac_ratio']:.2f}",
+            *_priced(summary),
             *_early(summary.get("exit_accuracy", [])),
         )
     )
+
+
+def _priced(summary: dict[str, Any]) -> list[str]:
+    """A line on the resource, if it is another than MACs."""
+    name, mean, dense = summary["resource"], summary["mean_cost"], summary["dense_cost"]
+    if name == "macs":
+        return []
+    return [f"{name:<16} {mean:.4g} an image; dense {dense:.4g}, share {summary['resource_share']:.3f}"]
 
 
 def _early(accuracy: list[float]) -> list[str]:
