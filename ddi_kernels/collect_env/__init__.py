@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ddi_kernels import backends
+from ddi_kernels.energy_counters import counter_availability
 
 __all__ = ["collect_env", "format_env"]
 
@@ -38,13 +39,13 @@ def collect_env() -> dict[str, Any]:
     """The environment as a dictionary that json can write.
 
     Returns:
-        Sections "system", "torch", "kernels", "packages" and "variables", each a dictionary of
-        names to text, numbers or None (absent).
+        Sections "system", "torch", "kernels", "energy" (counters of joules), "packages" and "variables",
+        each a dictionary of names to text, numbers or None (absent).
 
     Example:
         >>> from ddi_kernels import collect_env
         >>> sorted(collect_env())
-        ['kernels', 'packages', 'system', 'torch', 'variables']
+        ['energy', 'kernels', 'packages', 'system', 'torch', 'variables']
     """
     return {
         "system": {
@@ -61,6 +62,7 @@ def collect_env() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
         "kernels": _kernels(),
+        "energy": counter_availability(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "variables": {name: os.environ.get(name) for name in _VARIABLES},
     }

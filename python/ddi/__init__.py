@@ -3,13 +3,15 @@
 The framework: gates, gated modules, backbones, conversion, training, freezing. Operators: `ddi_kernels`.
 """
 
+from ddi_kernels.energy_counters import measure_joules
+
 from . import data
 from .backbones import create_model, list_models, register_model
 from .budget import Answer, Budget, budget
 from .calibrate import calibrate
 from .checkpoint import load_model, save_model
 from .convert import convert_, revert_
-from .cost import count_macs, latency
+from .cost import count_macs, energy, latency
 from .decision import Decision, Mask
 from .freeze import FreezeError, freeze
 from .gates import DDIConfig, DenseConvConfig, DenseDDIConfig
@@ -57,10 +59,12 @@ __all__ = [
     "count_macs",
     "create_model",
     "data",
+    "energy",
     "freeze",
     "latency",
     "list_models",
     "load_model",
+    "measure_joules",
     "prepare_",
     "record",
     "register_model",

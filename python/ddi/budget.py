@@ -1,7 +1,8 @@
 """Hard budgets: all samples of a call halt at the branch classifier that still fits (arXiv 1907.04523).
 
-Multiply-adds are counted and never exceeded. Milliseconds are a deadline: the clock is read before every
-block and compared with what the rest took when it was measured; it is held as well as the machine allows.
+Multiply-adds, and joules of an energy model, are counted and never exceeded. Milliseconds are a deadline: the
+clock is read before every block and compared with what the rest took when it was measured; it is held as well
+as the machine allows.
 The rule is the engine's (csrc/engine/session.cpp): the pass goes on where the next exit is certainly within
 reach, or where what is about to run, known once its gate has decided, leaves enough for the classifier of the
 exit before.
@@ -19,8 +20,12 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ddi_kernels.energy import HOROWITZ_45NM, EnergyModel
+
 from .backbones.base import Backbone
-from .exit_costs import ExitCosts, exit_macs, exit_ms, recorded
+from .cost import Joules, Macs, Resource
+from .exit_costs import ExitCosts, exit_costs, exit_ms, recorded
+from .gates import Gate, GateSite
 from .record import BlockRecord
 
 __all__ = ["Answer", "Budget", "budget"]
@@ -33,20 +38,23 @@ class Budget:
     Args:
         macs: multiply-adds of a sample, gates and classifiers included; the batch halts on its dearest one.
         ms: milliseconds of the call.
+        joules: of a sample, by `energy`, else as macs.
         confidence: in (0, 1]: halt at the first exit where the largest softmax probability of every sample is
             at least this. Exits that are tried without halting are paid for.
 
     Example:
         >>> ddi.Budget(macs=20_000_000)
-        Budget(macs=20000000, ms=None, confidence=None)
+        Budget(macs=20000000, ...)
     """
 
     macs: float | None = None
     ms: float | None = None
+    joules: float | None = None
     confidence: float | None = None
+    energy: EnergyModel = HOROWITZ_45NM
 
     def __post_init__(self) -> None:
-        for name in ("macs", "ms"):
+        for name in ("macs", "ms", "joules"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Real) and 0 < float(value) < math.inf):
                 raise ValueError(f"Budget: {name} must be a positive number or None, got {value!r}")
@@ -64,12 +72,14 @@ class Answer:
         exit: the classifier that answered; the last one is the network's own.
         macs: float64[N], of each sample, gates and classifiers included.
         ms: milliseconds of the call.
+        joules: float64[N] as macs, where they were limited; else None.
     """
 
     logits: Tensor
     exit: int
     macs: Tensor
     ms: float
+    joules: Tensor | None = None
 
 
 class _Halt(Exception):
@@ -77,17 +87,18 @@ class _Halt(Exception):
 
 
 class _Counter:
-    """Multiply-adds that the samples of a call have spent, and their limit."""
+    """What the samples of a call have spent of a counted resource, and its limit."""
 
-    def __init__(self, costs: ExitCosts, limit: float | None, count: int, device: torch.device) -> None:
-        self.costs, self.limit = costs, math.inf if limit is None else limit
-        self.spent = torch.zeros(count, dtype=torch.float64, device=device)
+    def __init__(self, costs: ExitCosts, prices: Resource, limit: float | None, x: Tensor) -> None:
+        self.costs, self.prices, self.limit = costs, prices, math.inf if limit is None else limit
+        self.spent = torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
-    def gate(self, macs: int) -> Any:
-        return macs
+    def gate(self, gates: Gate, site: GateSite, shape: torch.Size) -> Any:
+        return self.prices.gate(gates, site, shape)
 
-    def block(self, block: BlockRecord, gate: int, step: int) -> Any:
-        return block.macs.double() - gate
+    def block(self, block: BlockRecord, step: int) -> Any:
+        cost = self.prices.block(block.block, block.shape, block.decision)
+        return cost.round() if self.prices.name == "macs" else cost  # a product of shares is no integer
 
     def add(self, cost: Any) -> None:
         self.spent = self.spent + cost
@@ -106,10 +117,10 @@ class _Clock:
     def elapsed(self) -> float:
         return (perf_counter() - self.start) * 1e3
 
-    def gate(self, macs: int) -> Any:
+    def gate(self, gates: Gate, site: GateSite, shape: torch.Size) -> Any:
         return 0.0  # its time is part of its step's
 
-    def block(self, block: BlockRecord, gate: int, step: int) -> Any:
+    def block(self, block: BlockRecord, step: int) -> Any:
         return self.costs.steps[step].total
 
     def add(self, cost: Any) -> None:
@@ -125,7 +136,7 @@ class _Call:
     def __init__(self, model: Backbone, meters: list[Any], confidence: float | None, until: int) -> None:
         self.model, self.meters, self.confidence, self.until = model, meters, confidence, until
         self.positions = meters[0].costs.positions
-        self.step = self.part = self.gate_macs = 0
+        self.step = self.part = 0
         self.exit = -1
         self.features: Tensor | None = None
         self.logits: Tensor | None = None  # of this exit, if its classifier has run
@@ -154,13 +165,13 @@ class _Call:
                 raise _Halt
         self._spend(costs)
 
-    def before_gate(self, macs: int) -> None:
-        self._go([meter.gate(macs) for meter in self.meters], [self._rest(meter) for meter in self.meters])
-        self.gate_macs = macs
+    def before_gate(self, gates: Gate, site: GateSite, shape: torch.Size) -> None:
+        costs = [meter.gate(gates, site, shape) for meter in self.meters]
+        self._go(costs, [self._rest(meter) for meter in self.meters])
 
     def before_block(self, block: BlockRecord) -> None:
         rest = [self._rest(m) - m.costs.steps[self.step].gates[self.part] for m in self.meters]
-        self._go([meter.block(block, self.gate_macs, self.step) for meter in self.meters], rest)
+        self._go([meter.block(block, self.step) for meter in self.meters], rest)
         self.part += 1
 
     def visit(self, features: Tensor) -> None:
@@ -185,6 +196,10 @@ class _Call:
             if bool(least.all()):
                 raise _Halt
 
+    def pay_rest(self) -> None:
+        """For the network's own classifier, and all that follows the last block."""
+        self._spend([meter.costs.heads[-1] for meter in self.meters])
+
     def answer(self) -> Tensor:
         """The logits of the last exit that was reached, paid for once."""
         if self.logits is None:
@@ -195,7 +210,13 @@ class _Call:
 
 
 def _meters(model: Backbone, x: Tensor, limits: Budget) -> list[Any]:
-    meters: list[Any] = [_Counter(exit_macs(model, x.shape), limits.macs, len(x), x.device)]
+    """Multiply-adds, which are always counted, and what else is limited."""
+    counted: list[tuple[Resource, float | None]] = [(Macs(), limits.macs)]
+    if limits.joules is not None:
+        counted.append((Joules(limits.energy), limits.joules))
+    meters: list[Any] = [
+        _Counter(exit_costs(model, x.shape, prices), prices, limit, x) for prices, limit in counted
+    ]
     if limits.ms is not None:
         meters.append(_Clock(exit_ms(model, x), limits.ms))
     for meter in meters:
@@ -255,15 +276,17 @@ def budget(model: nn.Module, x: Tensor, limits: Budget) -> Answer:
     meters, until = _meters(backbone, x, limits), len(backbone.exits)
     if x.is_cuda:
         until = min(meter.costs.latest(meter.limit) for meter in meters)
-        meters = [_Counter(meters[0].costs, None, len(x), x.device)]
+        meters = [_Counter(m.costs, m.prices, None, x) for m in meters if isinstance(m, _Counter)]
     start = perf_counter()
-    if limits.ms is not None:
+    if isinstance(meters[-1], _Clock):
         meters[-1].start = start
-    call, counter = _Call(backbone, meters, limits.confidence, until), meters[0]
+    call = _Call(backbone, meters, limits.confidence, until)
     with recorded(backbone, call):
         try:
             logits: Any = backbone(x, visit=call.visit)
-            counter.add(counter.costs.heads[-1])
+            call.pay_rest()
         except _Halt:
             logits = call.answer()
-    return Answer(logits, call.exit, counter.spent, (perf_counter() - start) * 1e3)
+    ms = (perf_counter() - start) * 1e3
+    joules = None if limits.joules is None else meters[1].spent
+    return Answer(logits, call.exit, meters[0].spent, ms, joules)

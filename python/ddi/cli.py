@@ -94,7 +94,7 @@ def _demo(args: argparse.Namespace) -> Any:
 
 
 def _add_eval(verbs: Any) -> None:
-    parser = verbs.add_parser("eval", help="accuracy and MACs of a checkpoint, on the sparse path")
+    parser = verbs.add_parser("eval", help="accuracy and cost of a checkpoint, on the sparse path")
     parser.add_argument("checkpoint")
     parser.add_argument("--dataset", help="default: what it was trained on, else scene_digits")
     parser.add_argument("--data-root", metavar="DIR", help="folder of CIFAR")
@@ -104,11 +104,15 @@ def _add_eval(verbs: Any) -> None:
         "--budget-macs", type=float, metavar="M", help="of a sample: halts at an exit that fits"
     )
     parser.add_argument("--budget-ms", type=float, metavar="T", help="deadline of a call")
+    parser.add_argument("--budget-joules", type=float, metavar="J", help="of a sample, by an energy model")
+    parser.add_argument("--energy", metavar="FILE", help="that model, JSON; default: Horowitz, 45 nm")
     parser.add_argument(
         "--confidence", type=float, metavar="P", help="halt at the first exit as sure as this"
     )
     parser.add_argument("--batch", type=int, default=1, help="images a call under a budget (default 1)")
     parser.add_argument("--sweep", metavar="DIR", help="accuracy at many budgets, frozen, drawn into DIR")
+    parser.add_argument("--resource", default="macs", help="macs (default), ms or joules, told beside MACs")
+    parser.add_argument("--latency-table", metavar="FILE", help="for ms; default: this device's own")
     parser.set_defaults(run=_eval)
 
 
@@ -117,6 +121,7 @@ def _eval(args: argparse.Namespace) -> Any:
 
     from .budget import Budget
     from .checkpoint import load_model
+    from .cost import as_resource
     from .data import get_dataset
     from .evaluate import evaluate
     from .evaluate_budget import evaluate_budget
@@ -125,7 +130,8 @@ def _eval(args: argparse.Namespace) -> Any:
 
     if args.sweep:
         return _sweep(args)
-    limits = Budget(args.budget_macs, args.budget_ms, args.confidence)
+    limits = Budget(args.budget_macs, args.budget_ms, args.budget_joules, args.confidence, _energy(args))
+    resource = as_resource(args.resource, args.latency_table)
     model, meta = load_model(args.checkpoint)
     name = args.dataset or meta.get("dataset", "scene_digits")
     data = get_dataset(name, args.data_root)
@@ -139,14 +145,22 @@ def _eval(args: argparse.Namespace) -> Any:
                 "the data set it was trained on with --dataset"
             )
         head = {"checkpoint": args.checkpoint, "dataset": name, "split": args.split}
-        if limits == Budget():
-            summary = {**head, **summarise(evaluate(model, data, split, progress=True))}
+        if limits == Budget(energy=limits.energy):
+            result = evaluate(model, data, split, progress=True, resource=resource)
+            summary = {**head, **summarise(result)}
             print(format_evaluation(summary))
         else:
             found = evaluate_budget(model, data, split, limits, args.batch, progress=True)
             summary = {**head, "batch": args.batch, **found.summary()}
             print(format_budget(summary))
     return summary
+
+
+def _energy(args: argparse.Namespace) -> Any:
+    """The energy model of --energy, or the default one."""
+    from ddi_kernels.energy import HOROWITZ_45NM, EnergyModel
+
+    return HOROWITZ_45NM if args.energy is None else EnergyModel.loads(Path(args.energy).read_text())
 
 
 def _sweep(args: argparse.Namespace) -> Any:

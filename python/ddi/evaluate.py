@@ -1,4 +1,4 @@
-"""Accuracy and MACs of a model over a split, at its hard decisions."""
+"""Accuracy and cost of a model over a split, at its hard decisions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .convert import is_converted
-from .cost import dense_macs
+from .cost import Cost, Resource, as_resource, dense_macs
 from .data import Dataset, Split
 from .decision import Decision
 from .inference import eval_mode
@@ -37,6 +37,8 @@ class Evaluation:
         keep: bool[S, skippable blocks] and their names; empty for a plain model.
         open_share: float[S, gated blocks], the share of open interior channels where the block ran, else 0.
         exit_correct: bool[S, E] of the branch classifiers, shallowest first; E = 0 without any.
+        resource: "macs", "ms" or "joules".
+        cost: in the resource, float[S] and dense.
     """
 
     logits: Tensor
@@ -48,6 +50,8 @@ class Evaluation:
     open_share: Tensor
     block_names: list[str]
     exit_correct: Tensor
+    resource: str
+    cost: Cost
 
     @property
     def exit_accuracy(self) -> list[float]:
@@ -70,10 +74,10 @@ def _bits(rec: Record) -> tuple[Tensor, list[str], Tensor, list[str]]:
     keep, share = [], []
     for blocks in rec.passes:
         kept = {b.name: b.decision.keep for b in blocks if b.decision.keep is not None}
-        rows = blocks[0].macs.shape[0]
+        rows = blocks[0].shape[0]
         keep.append(torch.stack([*kept.values()], 1) if kept else torch.empty(rows, 0).bool())
         share.append(torch.stack([_open_share(b.decision, rows) for b in blocks], 1))
-    return torch.cat(keep), keep_names, torch.cat(share), [b.name for b in first]
+    return torch.cat(keep).cpu(), keep_names, torch.cat(share).cpu(), [b.name for b in first]
 
 
 def _open_share(decision: Decision, rows: int) -> Tensor:
@@ -91,14 +95,16 @@ def evaluate(
     batch_size: int = 256,
     progress: bool = False,
     device: torch.device | str = "cpu",
+    resource: str | Resource = "macs",
 ) -> Evaluation:
     """Runs a model in eval mode over a split; gated models take the sparse path. Branch classifiers run, too,
-    and are not among the MACs.
+    and are not among the costs, which are told in MACs and in the resource; see `Record.cost`.
 
     Example:
         >>> data = ddi.data.get_dataset("scene_digits")
         >>> evaluate(model, data, data.test()).accuracy
     """
+    prices = as_resource(resource)
     gated = is_converted(model)
     logits: list[Tensor] = []
     answers: list[Tensor] = []
@@ -115,8 +121,9 @@ def evaluate(
     right_early, correct = right[:, :-1], right[:, -1]
     if rec is None:
         macs = torch.full((len(correct),), float(dense), dtype=torch.float64)
-        empty = torch.empty(len(correct), 0)
-        return Evaluation(scores, correct, macs, dense, empty.bool(), [], empty, [], right_early)
-    keep, keep_names, share, names = _bits(rec)
-    macs, share = rec.macs.double().cpu(), share.cpu()
-    return Evaluation(scores, correct, macs, dense, keep.cpu(), keep_names, share, names, right_early)
+        whole = prices.dense(model, (batch_size, *split.images.shape[1:]))
+        cost, empty = Cost(torch.full_like(macs, whole), whole), torch.empty(len(correct), 0)
+        bits: tuple[Tensor, list[str], Tensor, list[str]] = (empty.bool(), [], empty, [])
+    else:
+        macs, cost, bits = rec.macs.double().cpu(), rec.cost(prices), _bits(rec)
+    return Evaluation(scores, correct, macs, dense, *bits, right_early, prices.name, cost)

@@ -25,6 +25,7 @@ class BudgetEvaluation:
         macs: float64[S] multiply-adds of each sample, classifiers included.
         exits: int64[calls], the classifier that answered.
         ms: float64[calls], milliseconds of each.
+        joules: float64[S] of each sample, where they were limited; else None.
         limits: what a call was allowed.
     """
 
@@ -32,6 +33,7 @@ class BudgetEvaluation:
     macs: Tensor
     exits: Tensor
     ms: Tensor
+    joules: Tensor | None
     limits: Budget
 
     @property
@@ -50,6 +52,7 @@ class BudgetEvaluation:
         return {
             "budget_macs": self.limits.macs,
             "budget_ms": self.limits.ms,
+            "budget_joules": self.limits.joules,
             "confidence": self.limits.confidence,
             "images": len(self.correct),
             "accuracy": self.accuracy,
@@ -57,6 +60,7 @@ class BudgetEvaluation:
             "most_macs": self.macs.max().item(),
             "p50_ms": p50,
             "p99_ms": p99,
+            "mean_joules": None if self.joules is None else self.joules.mean().item(),
             "within_ms_share": self.within_ms_share,
             "exits": [(self.exits == i).double().mean().item() for i in range(count)],
         }
@@ -93,5 +97,6 @@ def evaluate_budget(
         torch.cat([answer.macs for answer in answers]),
         torch.tensor([answer.exit for answer in answers]),
         torch.tensor([answer.ms for answer in answers], dtype=torch.float64),
+        None if limits.joules is None else torch.cat([a.joules for a in answers if a.joules is not None]),
         limits,
     )

@@ -1,7 +1,8 @@
 """What it costs to reach each classifier of a backbone with everything open: what budgets count with.
 
 A pass is cut into steps, one for each block: what lies between the block before and the end of this one. In
-multiply-adds a step is known exactly, part by part; in milliseconds it is measured as a whole, here, now.
+multiply-adds and in joules of an energy model a step is known exactly, part by part; in milliseconds it is
+measured as a whole, here, now.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from time import perf_counter
 from typing import Any
 
 import torch
+import torch.nn as nn
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from .backbones.base import Backbone
 from .convert import is_converted, revert_
-from .cost import dense_macs
+from .cost import Macs, Resource
+from .gates import Gate, GateSite
 from .inference import eval_mode
 from .record import BlockRecord, Record, record
 
-__all__ = ["ExitCosts", "Step", "exit_macs", "exit_ms", "recorded"]
+__all__ = ["ExitCosts", "Step", "exit_costs", "exit_ms", "recorded"]
 
+_UNITS = {"macs": "MACs", "joules": "joules"}
+_ROUNDING = 1 + 1e-12  # more than sums of the same terms in another order differ by
 _WARM_UP, _PASSES = 3, 20
 
 
@@ -49,16 +53,16 @@ class Step:
 
 @dataclass(frozen=True)
 class ExitCosts:
-    """Of a sample in multiply-adds, or of a call in milliseconds.
+    """Of a sample in multiply-adds or joules, or of a call in milliseconds.
 
     Args:
-        unit: "MACs" or "ms".
+        unit: "MACs", "joules" or "ms".
         positions: how many blocks run before each exit; the last one is the network's own classifier.
         steps: of each block, in order.
         heads: of each exit's classifier; of the last one with all that follows the last block.
 
     Example:
-        >>> costs = exit_macs(ddi.create_model("cifar_resnet20", exits=2), (1, 3, 32, 32))
+        >>> costs = exit_costs(ddi.create_model("cifar_resnet20", exits=2), (1, 3, 32, 32))
         >>> [costs.worst(exit) for exit in range(3)]
         [14475904, 27681152, 40813184]
     """
@@ -70,7 +74,8 @@ class ExitCosts:
 
     def worst(self, exit: int) -> float:
         """Up to and with the classifier of an exit, everything open."""
-        return sum(step.total for step in self.steps[: self.positions[exit]]) + self.heads[exit]
+        total = sum(step.total for step in self.steps[: self.positions[exit]]) + self.heads[exit]
+        return total if self.unit == "MACs" else total * _ROUNDING
 
     def latest(self, limit: float) -> int | None:
         """The last exit that certainly fits into a limit; None if none does."""
@@ -87,59 +92,89 @@ def recorded(model: Backbone, watch: Any) -> AbstractContextManager[Record | Non
 class _Parts:
     """What gates and their blocks of each step cost, seen in a pass."""
 
+    prices: Resource
     steps: list[Step] = field(default_factory=list)
     gates: list[float] = field(default_factory=list)
     blocks: list[float] = field(default_factory=list)
 
-    def before_gate(self, macs: int) -> None:
-        self.gates.append(macs)
+    def before_gate(self, gates: Gate, site: GateSite, shape: torch.Size) -> None:
+        self.gates.append(self.prices.gate(gates, site, shape))
 
     def before_block(self, block: BlockRecord) -> None:
-        self.blocks.append(block.dense_macs)
+        self.blocks.append(self.prices.dense_block(block.block, block.shape))
 
     def visit(self, features: Tensor) -> None:
         self.steps.append(Step(0, tuple(self.gates), tuple(self.blocks)))
         self.gates, self.blocks = [], []
 
 
-def exit_macs(model: Backbone, shape: torch.Size | tuple[int, ...]) -> ExitCosts:
-    """Multiply-adds of a sample, for inputs of shape (N, C, H, W). Looked up after the first call of a size.
+def exit_costs(
+    model: Backbone, shape: torch.Size | tuple[int, ...], prices: Resource | None = None
+) -> ExitCosts:
+    """Of a sample in a resource that is counted, for inputs of shape (N, C, H, W).
 
-    Runs the model on one image if it is gated: only so the order of its gates is known.
+    Looked up after the first call of a size. That one runs the model on one image if it is gated: only so the
+    order of its gates is known.
+
+    Args:
+        prices: `ddi.cost.Macs()`, the default, or `ddi.cost.Joules(...)`.
     """
-    size = (int(shape[2]), int(shape[3]))
-    cache: dict[tuple[int, int], ExitCosts] = model.__dict__.setdefault("_ddi_exit_macs", {})
-    if size not in cache:
-        cache[size] = _count(model, size)
-    return cache[size]
+    prices = prices or Macs()
+    size, weight = (int(shape[2]), int(shape[3])), next(model.parameters())
+    key = (size, weight.dtype, _gates_of(model), prices.name, getattr(prices, "model", None))
+    cache: list[tuple[Any, ExitCosts]] = model.__dict__.setdefault("_ddi_exit_costs", [])
+    found = [costs for known, costs in cache if known == key]  # energy models have no hash
+    if not found:
+        found = [_count(model, size, prices)]
+        cache.append((key, found[0]))
+    return found[0]
 
 
-def _count(model: Backbone, size: tuple[int, int]) -> ExitCosts:
-    plain = copy.deepcopy(model).to("meta").eval()
-    if is_converted(plain):
-        revert_(plain)
-    blocks = plain.trace_blocks(size)
-    parts = _Parts()
-    weight = next(model.parameters())
+def _gates_of(model: Backbone) -> Any:
+    return model.__dict__.get("_ddi_hooks")
+
+
+def _count(model: Backbone, size: tuple[int, int], prices: Resource) -> ExitCosts:
+    layers, heads = _plain_costs(model, size, prices)
+    parts, weight = _Parts(prices), next(model.parameters())
     zeros = torch.zeros(1, 3, *size, device=weight.device, dtype=weight.dtype)
     with recorded(model, parts), eval_mode(model), torch.inference_mode():
         model(zeros, visit=parts.visit)
-    steps, before = [], 0
-    for seen, (spent, _) in zip(parts.steps, blocks, strict=True):
-        steps.append(Step(spent - before - sum(seen.blocks), seen.gates, seen.blocks))
-        before = spent
-    heads = [
-        _macs_of(head, blocks[position - 1][1])
-        for head, position in zip(plain.exits, plain.exit_positions, strict=True)
+    steps = [
+        Step(cost - sum(seen.blocks), seen.gates, seen.blocks)
+        for seen, cost in zip(parts.steps, layers, strict=True)
     ]
-    heads.append(dense_macs(model, (1, 3, *size)) - before)
-    return ExitCosts("MACs", (*model.exit_positions, len(steps)), tuple(steps), tuple(heads))
+    return ExitCosts(_UNITS[prices.name], (*model.exit_positions, len(steps)), tuple(steps), tuple(heads))
 
 
-def _macs_of(head: torch.nn.Module, shape: torch.Size) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        head(torch.empty(shape, device="meta"))
-    return counter.get_total_flops() // 2
+def _plain_costs(model: Backbone, size: tuple[int, int], prices: Resource) -> tuple[list[float], list[float]]:
+    """Of the layers up to the end of each block, and of each classifier, without gates; computes nothing."""
+    plain = copy.deepcopy(model).to("meta").eval()
+    if is_converted(plain):
+        revert_(plain)
+    steps: list[float] = []
+    heads: list[float] = []
+    run: list[float] = []  # since the last look
+    for module in plain.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_pre_hook(
+                lambda layer, args: run.append(prices.layer(layer, args[0].shape))
+            )
+
+    def taken() -> float:
+        cost = sum(run)
+        run.clear()
+        return cost
+
+    def visit(features: Tensor) -> None:
+        steps.append(taken())
+        if len(steps) in plain.exit_positions:
+            plain.exits[len(heads)](features)
+            heads.append(taken())
+
+    with torch.no_grad():
+        plain(torch.empty(1, 3, *size, device="meta", dtype=next(plain.parameters()).dtype), visit=visit)
+    return steps, [*heads, taken()]
 
 
 class _Stopwatch:
@@ -169,7 +204,7 @@ def exit_ms(model: Backbone, x: Tensor) -> ExitCosts:
     """Milliseconds of a call on x: float[N, 3, H, W], measured with every gate open; those that 95 % of 20
     passes keep to. Measured once for a size, a batch and a number of threads.
     """
-    key = (tuple(x.shape), x.dtype, x.device, torch.get_num_threads())
+    key = (tuple(x.shape), x.dtype, x.device, torch.get_num_threads(), _gates_of(model))
     cache: dict[Any, ExitCosts] = model.__dict__.setdefault("_ddi_exit_ms", {})
     if key not in cache:
         cache[key] = _measure(model, x)
@@ -188,7 +223,7 @@ def _measure(model: Backbone, x: Tensor) -> ExitCosts:
             seen.append([*watch.steps, *watch.heads, watch.now() - watch.start])
     parts = torch.tensor(seen[_WARM_UP:], dtype=torch.float64).quantile(0.95, dim=0).tolist()
     count = len(parts) - len(open.exits) - 1
-    counted = exit_macs(model, x.shape)
+    counted = exit_costs(model, x.shape)
     steps = [
         Step(0, (0.0,) * len(like.gates), (ms, *(0.0,) * (len(like.blocks) - 1))) if like.blocks else Step(ms)
         for ms, like in zip(parts[:count], counted.steps, strict=True)

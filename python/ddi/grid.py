@@ -234,7 +234,8 @@ def train_run(run: Run, checkpoints: Path, work: Path, threads: int) -> dict[str
 
     Returns:
         Its row: network, gating, target, seed, accuracy (test), macs (mean of an image), mac_ratio (of the
-        named network's dense MACs to these), validation_accuracy, exit_accuracy, seconds, checkpoint, ms_b1
+        named network's dense MACs to these), resource and resource_share (of its own dense cost, in what it
+        was trained to), validation_accuracy, exit_accuracy, seconds, checkpoint, ms_b1
         and ms_b32 (None until they are measured).
     """
     torch.set_num_threads(threads)
@@ -245,13 +246,16 @@ def train_run(run: Run, checkpoints: Path, work: Path, threads: int) -> dict[str
     _save_rounded(work / run.name / "model.safetensors", target, config)
     model, meta = load_model(target)
     data = get_dataset(config.dataset, config.data_root)
-    result = evaluate(model, data, data.test())
+    resource = "macs" if config.gates is None else config.priced()
+    result = evaluate(model, data, data.test(), resource=resource)
     dense = dense_macs(create_model(run.network), (1, *data.image_shape))
     return {
         **dict(zip(("network", "gating", "target", "seed"), run.key, strict=True)),
         "accuracy": result.accuracy,
         "macs": round(result.macs.mean().item()),
         "mac_ratio": round(dense / result.macs.mean().item(), 4),
+        "resource": result.resource,
+        "resource_share": round(result.cost.share.item(), 4),
         "ms_b1": None,
         "ms_b32": None,
         "validation_accuracy": meta["validation_accuracy"],

@@ -8,24 +8,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cost import Resource
 from .record import Record
 
 __all__ = ["branch_loss", "budget_loss"]
 
 
-def budget_loss(rec: Record, target: float) -> Tensor:
+def budget_loss(rec: Record, target: float, resource: str | Resource = "macs") -> Tensor:
     """Sign-controlled resource penalty of Dual Dynamic Inference (arXiv 1907.04523).
 
-    s * mean(MACs) / dense MACs, s = +1 while the batch's measured share is above the target and -1 at or
+    s * mean(cost) / dense cost, s = +1 while the batch's measured share is above the target and -1 at or
     below it, so that training settles at the target. The gradient reaches the gates through the
-    straight-through bits, each weighted by the MACs it decides over.
+    straight-through bits, each weighted by the cost that it decides over.
 
     Args:
         rec: of the training step's forward pass, taken with gradients enabled.
-        target: wanted share of the dense MACs, in (0, 1].
+        target: wanted share of the dense cost, in (0, 1].
+        resource: "macs", "ms", "joules", or a `ddi.cost.Resource`; see `Record.cost`.
 
     Returns:
         Scalar to weigh and add to the task loss.
+
+    Raises:
+        ValueError: target is no share; see also `Record.cost`.
 
     Example:
         >>> with ddi.record(model) as rec:
@@ -34,7 +39,7 @@ def budget_loss(rec: Record, target: float) -> Tensor:
     """
     if not 0.0 < target <= 1.0:
         raise ValueError(f"budget_loss: target must lie in (0, 1], got {target!r}")
-    share = rec.macs.mean() / rec.dense_macs
+    share = rec.cost(resource).share
     return share if share.item() > target else -share
 
 

@@ -11,47 +11,52 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ddi_kernels.energy import EnergyModel
+from ddi_kernels.latency import LatencyTable
+
 from .concatenation import Concatenation, channel_means
-from .cost import dense_macs
+from .cost import Cost, GatedBlock, Resource, as_resource, dense_macs
 from .decision import Decision
 from .gates import Gate, GateSite
 
 __all__ = ["BlockRecord", "GatePass", "PassHooks", "Record", "current_pass", "record"]
 
 
-class GatedBlock(Protocol):
-    """What a pass needs to know of the block that asks."""
-
-    site: GateSite
-
-    def macs(self, shape: torch.Size, decision: Decision) -> Tensor:
-        """float[N]: multiply-adds per sample under a decision, differentiable in training."""
-
-    def dense_macs(self, shape: torch.Size) -> int:
-        """Multiply-adds per sample with everything open."""
-
-
 @dataclass(frozen=True)
 class BlockRecord:
-    """One block in one pass: its decision, MACs float[N] (gate included) and dense MACs per sample."""
+    """One block in one pass: what was decided for it, and all that is needed to price that.
+
+    Args:
+        name: of the block's site.
+        decision: of its gate.
+        shape: of its input, (N, C, H, W).
+        block, gates: themselves, not their state.
+    """
 
     name: str
     decision: Decision
-    macs: Tensor
-    dense_macs: int
+    shape: torch.Size
+    block: GatedBlock
+    gates: Gate
+
+    def cost(self, resource: Resource) -> Tensor:
+        """float[N]: of the block and its gate, differentiable in training."""
+        gate = resource.gate(self.gates, self.block.site, self.shape)
+        return resource.block(self.block, self.shape, self.decision) + gate
 
 
 class Watch(Protocol):
     """Sees a pass while it runs. What it raises ends the pass before the gate, or the block, has run."""
 
-    def before_gate(self, macs: int) -> None:
-        """A gate of so many multiply-adds a sample is about to decide."""
+    def before_gate(self, gates: Gate, site: GateSite, shape: torch.Size) -> None:
+        """A gate is about to decide on an input of `shape`, (N, C, H, W)."""
 
     def before_block(self, block: BlockRecord) -> None:
         """A block is about to run on its decision."""
@@ -64,25 +69,58 @@ class Record:
     Attributes:
         watch: sees these passes, too, or None.
         passes: for each forward call its list of BlockRecord, in execution order.
+        inputs: for each forward call the shape of its input.
         dense_macs: multiply-adds per sample of the ungated backbone.
     """
 
-    hooks: PassHooks
+    model: nn.Module
     watch: Watch | None = None
     dense_macs: int = 0
     passes: list[list[BlockRecord]] = field(default_factory=list)
+    inputs: list[torch.Size] = field(default_factory=list)
+
+    def cost(
+        self,
+        resource: str | Resource = "macs",
+        table: LatencyTable | str | Path | None = None,
+        model: EnergyModel | None = None,
+    ) -> Cost:
+        """What each sample cost in a resource, gates and ungated layers included, branch classifiers not.
+
+        Args:
+            resource: "macs"; "ms" by a latency table; "joules" by an energy model; or a `ddi.cost.Resource`.
+            table: for "ms", or the path of one; default: this device's, which `ddi profile` measures.
+            model: for "joules"; default: `ddi_kernels.energy.HOROWITZ_45NM`.
+
+        Returns:
+            Cost: float[total samples], differentiable in training, the dense cost, and the share of it.
+
+        Raises:
+            RuntimeError: nothing was recorded.
+            OSError, ValueError: an unknown resource; a table that cannot be read, or none of this device;
+                weights of a dtype without a price.
+
+        Example:
+            >>> with ddi.record(model) as rec:
+            ...     logits = model(images)
+            >>> rec.cost("joules").share
+        """
+        prices = as_resource(resource, table, model)
+        if not any(self.passes):
+            raise RuntimeError("record: no forward pass was recorded; call the model inside the context")
+        totals, dense = [], 0.0
+        for shape, blocks in zip(self.inputs, self.passes, strict=True):
+            whole = prices.dense(self.model, shape)
+            fixed = whole - sum(prices.dense_block(block.block, block.shape) for block in blocks)
+            totals.append(fixed + torch.stack([block.cost(prices) for block in blocks]).sum(0))
+            dense += whole * shape[0]
+        per_sample = torch.cat(totals)
+        return Cost(per_sample, dense / max(1, len(per_sample)))
 
     @property
     def macs(self) -> Tensor:
-        """float[total samples]: multiply-adds of each sample, gates and ungated layers included, branch
-        classifiers not."""
-        if not any(self.passes):
-            raise RuntimeError("record: no forward pass was recorded; call the model inside the context")
-        totals = []
-        for blocks in self.passes:
-            fixed = self.dense_macs - sum(block.dense_macs for block in blocks)
-            totals.append(fixed + torch.stack([block.macs for block in blocks]).sum(0))
-        return torch.cat(totals)
+        """float[total samples]: multiply-adds of each sample, see `cost`."""
+        return self.cost("macs").per_sample
 
     @property
     def mac_ratio(self) -> float:
@@ -129,7 +167,7 @@ class GatePass:
 
     def _ask(self, block: GatedBlock, seen: Tensor, x: Tensor) -> Decision:
         if self.watch is not None:
-            self.watch.before_gate(self.gates.macs(block.site, x.shape))
+            self.watch.before_gate(self.gates, block.site, x.shape)
         if self.state is None:
             self.state = self.gates.initial_state(x)
         decision, self.state = self.gates.decide(block.site, seen, self.state)
@@ -137,8 +175,7 @@ class GatePass:
 
     def _record(self, block: GatedBlock, x: Tensor, decision: Decision) -> None:
         if self.blocks is not None:
-            macs = block.macs(x.shape, decision) + self.gates.macs(block.site, x.shape)
-            self.blocks.append(BlockRecord(block.site.name, decision, macs, block.dense_macs(x.shape)))
+            self.blocks.append(BlockRecord(block.site.name, decision, x.shape, block, self.gates))
             if self.watch is not None:
                 self.watch.before_block(self.blocks[-1])
 
@@ -173,7 +210,7 @@ class PassHooks:
         ]
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        record = next((r for r in reversed(_RECORDS.get()) if r.hooks is self), None)
+        record = next((r for r in reversed(_RECORDS.get()) if _hooks(r.model) is self), None)
         blocks: list[BlockRecord] | None = None
         watch = None
         if record is not None:
@@ -181,6 +218,7 @@ class PassHooks:
             record.dense_macs = dense_macs(model, x.shape)
             blocks, watch = [], record.watch
             record.passes.append(blocks)
+            record.inputs.append(x.shape)
         _PASS.set(GatePass(self.gates, blocks, watch, _PASS.get()))
 
     def _end(self, model: nn.Module, args: Any, output: Any) -> None:
@@ -193,6 +231,10 @@ class PassHooks:
             handle.remove()
 
 
+def _hooks(model: nn.Module) -> Any:
+    return model.__dict__.get("_ddi_hooks")
+
+
 def gated_root(model: nn.Module) -> nn.Module:
     """The gated model inside `model` (itself, or wrapped as by DDP).
 
@@ -200,7 +242,7 @@ def gated_root(model: nn.Module) -> nn.Module:
         ValueError: none was converted.
     """
     for module in model.modules():
-        if isinstance(module.__dict__.get("_ddi_hooks"), PassHooks):
+        if isinstance(_hooks(module), PassHooks):
             return module
     raise ValueError(
         f"{type(model).__name__} is not a gated model; call ddi.convert_(model, config) first, or create it "
@@ -210,7 +252,7 @@ def gated_root(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def record(model: nn.Module, watch: Watch | None = None) -> Iterator[Record]:
-    """Collects decisions, soft values and MACs per sample of every forward of a gated model.
+    """Collects decisions, soft values and costs per sample of every forward of a gated model.
 
     Args:
         model: converted by `convert_`, or a wrapper (DDP) around one.
@@ -226,7 +268,7 @@ def record(model: nn.Module, watch: Watch | None = None) -> Iterator[Record]:
         >>> rec.macs.shape
         torch.Size([4])
     """
-    collected = Record(gated_root(model).__dict__["_ddi_hooks"], watch)
+    collected = Record(gated_root(model), watch)
     token = _RECORDS.set((*_RECORDS.get(), collected))
     try:
         yield collected

@@ -34,6 +34,10 @@ def summarise(result: Evaluation) -> dict[str, Any]:
         "p50_macs": median,
         "p90_macs": high,
         "mac_ratio": result.mac_ratio,
+        "resource": result.resource,
+        "dense_cost": result.cost.dense,
+        "mean_cost": result.cost.per_sample.double().mean().item(),
+        "resource_share": result.cost.share.item(),
         **({"exit_accuracy": result.exit_accuracy} if result.exit_accuracy else {}),
         "macs": result.macs.tolist(),
     }
@@ -51,9 +55,18 @@ def format_evaluation(summary: dict[str, Any]) -> str:
             f"MMACs per image  {million['mean_macs']:.2f} mean; p10 {million['p10_macs']:.2f}, "
             f"p50 {million['p50_macs']:.2f}, p90 {million['p90_macs']:.2f}",
             f"mac_ratio        {summary['mac_ratio']:.2f}",
+            *_priced(summary),
             *_early(summary.get("exit_accuracy", [])),
         )
     )
+
+
+def _priced(summary: dict[str, Any]) -> list[str]:
+    """A line on the resource, if it is another than MACs."""
+    name, mean, dense = summary["resource"], summary["mean_cost"], summary["dense_cost"]
+    if name == "macs":
+        return []
+    return [f"{name:<16} {mean:.4g} an image; dense {dense:.4g}, share {summary['resource_share']:.3f}"]
 
 
 def _early(accuracy: list[float]) -> list[str]:
@@ -67,6 +80,7 @@ def format_budget(summary: dict[str, Any]) -> str:
     limits = [
         f"{summary['budget_macs'] / 1e6:.2f} MMACs" if summary["budget_macs"] else "",
         f"{summary['budget_ms']:g} ms" if summary["budget_ms"] else "",
+        f"{1e3 * summary['budget_joules']:g} mJ" if summary["budget_joules"] else "",
         f"confidence {summary['confidence']:g}" if summary["confidence"] else "",
     ]
     within = summary["within_ms_share"]
@@ -76,6 +90,7 @@ def format_budget(summary: dict[str, Any]) -> str:
         f"budget           {', '.join(filter(None, limits))}; batch {summary['batch']}",
         f"accuracy         {_percent(summary['accuracy'])}",
         f"MMACs per image  {summary['mean_macs'] / 1e6:.2f} mean, {summary['most_macs'] / 1e6:.2f} at most",
+        *([f"mJ per image     {1e3 * joules:.4f} mean"] if (joules := summary["mean_joules"]) else []),
         f"ms per call      {summary['p50_ms']:.3f} median, {summary['p99_ms']:.3f} p99"
         + ("" if within is None else f"; {_percent(within)} within the deadline"),
         f"answered by      {', '.join(map(_percent, summary['exits']))}, shallowest exit first",

@@ -9,8 +9,10 @@ from ddi import Budget
 from ddi.backbones.densenet import DenseNet
 from ddi.backbones.resnet import BasicBlock, ResNet
 from ddi.budget import _Clock
-from ddi.exit_costs import ExitCosts, Step, exit_macs, exit_ms
+from ddi.cost import Joules
+from ddi.exit_costs import ExitCosts, Step, exit_costs, exit_ms
 from ddi_kernels import engine
+from ddi_kernels.energy import HOROWITZ_45NM, EnergyModel
 
 FAMILIES = {
     "resnet": lambda: ResNet(BasicBlock, (3, 3, 2), 8, "cifar", 10, 5),
@@ -45,7 +47,7 @@ def model(request):
 @pytest.fixture
 def budgets(model):
     """From the first exit's worst case to the whole network's."""
-    costs = exit_macs(model, (1, 3, 32, 32))
+    costs = exit_costs(model, (1, 3, 32, 32))
     low, high = costs.worst(0), costs.worst(len(costs.heads) - 1)
     return [low + (high - low) * i // 15 for i in range(16)]
 
@@ -63,9 +65,40 @@ def test_macs_are_never_exceeded_and_the_answer_is_the_exits_own(model, budgets)
     assert exits[0] >= 0 and exits[-1] == len(every) - 1 and len(set(exits)) > 1
 
 
+def test_joules_are_never_exceeded(model):
+    """Of the shipped model, and of one by which they are multiply-adds."""
+    x, macs_only = images(3), EnergyModel("toy", "none", {"fp32": 1e12}, {"l1": 0.0}, "l1", "l1")
+    for energy in (HOROWITZ_45NM, macs_only):
+        costs = exit_costs(model, x.shape, Joules(energy))
+        low, high = costs.worst(0), costs.worst(len(costs.heads) - 1)
+        exits = []
+        for i in range(8):
+            limit = low + (high - low) * i / 7
+            answer = ddi.budget(model, x, Budget(joules=limit, energy=energy))
+            assert answer.joules.max() <= limit
+            exits.append(answer.exit)
+            if energy is macs_only:
+                torch.testing.assert_close(answer.joules, answer.macs, rtol=1e-9, atol=1e-9)
+        assert exits[-1] == len(model.exits) and len(set(exits)) > 1
+
+
+def test_joules_are_those_of_the_energy_model():
+    model, x = gated(), images(4)
+    free = ddi.budget(model, x, Budget(joules=1.0))
+    torch.testing.assert_close(free.joules, ddi.energy(model, x).per_sample.double(), rtol=1e-6, atol=0)
+    assert ddi.budget(model, x, Budget()).joules is None
+
+
+def test_gates_put_on_later_are_counted():
+    model = plain()
+    before = exit_costs(model, (1, 3, 32, 32)).worst(0)
+    ddi.convert_(model, ddi.DDIConfig(group_size=4))
+    assert exit_costs(model, (1, 3, 32, 32)).worst(0) > before
+
+
 def test_a_plain_network_spends_what_it_may(budgets):
     model = plain()
-    costs = exit_macs(model, (1, 3, 32, 32))
+    costs = exit_costs(model, (1, 3, 32, 32))
     for exit in range(len(costs.heads)):
         worst = costs.worst(exit)
         assert ddi.budget(model, images(2), Budget(macs=worst)).exit == exit
@@ -82,14 +115,14 @@ def test_macs_are_those_that_record_counts(model):
     free = ddi.budget(model, x, Budget())
     assert free.exit == len(model.exits)
     torch.testing.assert_close(free.macs, expected, rtol=0, atol=0.5)
-    costs = exit_macs(model, x.shape)
+    costs = exit_costs(model, x.shape)
     assert costs.worst(len(model.exits)) >= expected.max()
 
 
 def test_closed_gates_buy_later_exits():
     """What gates save before an exit is spent behind it."""
     model = gated()
-    costs = exit_macs(model, (1, 3, 32, 32))
+    costs = exit_costs(model, (1, 3, 32, 32))
     limit = costs.worst(2)
     assert ddi.budget(model, images(1), Budget(macs=limit)).exit > costs.latest(limit)
 
@@ -110,7 +143,7 @@ def test_the_engine_halts_at_the_same_exit(name, tmp_path):
     model, x = MODELS[name](), images(3)
     ddi.freeze(model, x[:1], tmp_path / "net.ddi")
     frozen = engine.load(tmp_path / "net.ddi", 3)
-    costs = exit_macs(model, x.shape)
+    costs = exit_costs(model, x.shape)
     assert [costs.worst(exit) for exit in range(len(costs.heads))] == frozen.exit_worst_macs
     low, high = costs.worst(0), costs.worst(len(costs.heads) - 1)
     for i in range(24):
@@ -126,7 +159,7 @@ def test_confidence_halts_where_all_samples_are_sure():
     model, x = gated(), images(4)
     with torch.inference_mode():
         sure = [logits.softmax(1).amax(1).min().item() for logits in model.forward_exits(x)]
-    costs = exit_macs(model, x.shape)
+    costs = exit_costs(model, x.shape)
     for threshold in sorted([*sure[:-1], 0.999999]):
         answer = ddi.budget(model, x, Budget(confidence=threshold))
         expected = next((i for i, least in enumerate(sure[:-1]) if least >= threshold), len(sure) - 1)
@@ -169,7 +202,7 @@ def test_the_clock_counts_from_the_start_of_the_call(monkeypatch):
 
 def test_other_sizes_and_empty_batches(model):
     small = torch.randn(2, 3, 24, 40)
-    limit = exit_macs(model, small.shape).worst(1)
+    limit = exit_costs(model, small.shape).worst(1)
     assert ddi.budget(model, small, Budget(macs=limit)).macs.max() <= limit
     none = ddi.budget(model, torch.randn(0, 3, 32, 32), Budget(macs=1e9))
     assert none.logits.shape == (0, 10) and none.macs.shape == (0,)
@@ -179,14 +212,16 @@ def test_a_pass_that_halts_leaves_nothing_behind():
     model, x = gated(), images(2)
     with torch.inference_mode():
         before = model(x)
-        ddi.budget(model, x, Budget(macs=exit_macs(model, x.shape).worst(0)))
+        ddi.budget(model, x, Budget(macs=exit_costs(model, x.shape).worst(0)))
         torch.testing.assert_close(model(x), before)
         with ddi.record(model) as rec:
             model(x)
     assert len(rec.passes) == 1
 
 
-@pytest.mark.parametrize("values", [{"macs": 0}, {"macs": -1}, {"ms": float("nan")}, {"ms": "2"}])
+@pytest.mark.parametrize(
+    "values", [{"macs": 0}, {"macs": -1}, {"joules": 0.0}, {"ms": float("nan")}, {"ms": "2"}]
+)
 def test_budgets_that_are_none(values):
     with pytest.raises(ValueError, match=f"Budget: {next(iter(values))} must be a positive number"):
         Budget(**values)
@@ -199,7 +234,7 @@ def test_confidences_that_are_none(confidence):
 
 
 def test_impossible_budgets_are_refused_before_the_run(model):
-    worst = exit_macs(model, (1, 3, 32, 32)).worst(0)
+    worst = exit_costs(model, (1, 3, 32, 32)).worst(0)
     with pytest.raises(ValueError, match="no exit fits into .* MACs: the first may take"):
         ddi.budget(model, images(1), Budget(macs=worst - 1))
     with pytest.raises(ValueError, match="no exit fits into 1e-06 ms"):

@@ -63,6 +63,26 @@ def test_eval_of_a_plain_network_on_validation(files, capsys, tmp_path):
     assert set(found["macs"]) == {float(found["dense_macs"])}
 
 
+def test_eval_in_joules(files, capsys, tmp_path):
+    target = tmp_path / "eval.json"
+    command = ["eval", str(files / "gated"), "--split", "validation", "--json", str(target)]
+    assert main([*command, "--resource", "joules"]) == 0
+    found = json.loads(target.read_text())
+    model, _ = ddi.load_model(files / "gated")
+    data = get_dataset("digits32")
+    counted = ddi.energy(model.eval(), data.normalize(data.validation().images))
+    assert found["resource"] == "joules"
+    assert found["dense_cost"] == pytest.approx(counted.dense, rel=1e-5)
+    assert found["mean_cost"] == pytest.approx(counted.gated, rel=1e-3)
+    assert found["resource_share"] == pytest.approx(found["mean_cost"] / found["dense_cost"], rel=1e-5)
+    text = capsys.readouterr().out
+    assert f"joules           {found['mean_cost']:.4g} an image" in text
+    assert main([*command, "--resource", "watts"]) == 2
+    assert "unknown resource 'watts'" in capsys.readouterr().err
+    assert main([*command, "--resource", "ms", "--latency-table", str(tmp_path / "none.json")]) == 2
+    assert "none.json" in capsys.readouterr().err
+
+
 def test_eval_restores_the_number_of_threads(files):
     before = torch.get_num_threads()
     arguments = ["--split", "validation", "--threads", str(before + 1)]

@@ -9,8 +9,9 @@ from gated_models import images, mixed_model, tiny_densenet
 
 import ddi
 from ddi.backbones.resnet import BasicBlock
-from ddi.cost import block_ms, latency
+from ddi.cost import Milliseconds, block_ms, latency
 from ddi.nn import GatedBasicBlock
+from ddi_kernels import tables
 from ddi_kernels.latency import ConvShape, Grid, LatencyTable, Row
 from ddi_kernels.tables import use_table
 
@@ -83,6 +84,19 @@ def test_convolution_groups_and_oblong_kernels_count_by_their_macs():
     assert found.dense == pytest.approx(3 * 2 * (8 * 2 * 3 * 25 + 8 * 2 * 9 * 3 * 3))
 
 
+@pytest.mark.parametrize("network", ["cifar_resnet8", tiny_densenet])
+def test_a_record_tells_the_milliseconds_of_its_passes(network):
+    model, x = mixed_model(network), images(5)
+    with torch.inference_mode(), ddi.record(model) as rec:
+        model(x[:3])
+        model(x[3:])
+    cost = rec.cost("ms", table=TABLE)
+    assert cost.per_sample.tolist() == pytest.approx(latency(model, x, TABLE).per_sample.tolist())
+    assert cost.dense == pytest.approx(latency(model, x, TABLE).dense / 5)
+    with use_table(TABLE):
+        assert torch.equal(rec.cost("ms").per_sample, cost.per_sample)
+
+
 def test_the_table_in_force_is_the_default():
     model, x = mixed_model(), images(2)
     with use_table(TABLE):
@@ -117,11 +131,27 @@ def test_time_of_a_block_has_a_gradient_for_its_gates():
 
 def test_time_can_be_trained_down():
     model, x = mixed_model().train(), images(4)
-    shapes = {"layer1_0": (4, 16, 32, 32), "layer2_0": (4, 16, 32, 32), "layer3_0": (4, 32, 16, 16)}
     with ddi.record(model) as rec:
         model(x)
-    blocks = {b.site.name: b for b in model.modules() if isinstance(b, GatedBasicBlock)}
-    ms = sum(block_ms(blocks[b.name], shapes[b.name], b.decision, TABLE) for b in rec.passes[0])
-    ms.mean().backward()
-    grads = [p.grad for gate in model.ddi_gates.channel.values() for p in gate.parameters()]
-    assert grads and any(g is not None and g.abs().sum() > 0 for g in grads)
+    share = rec.cost("ms", table=TABLE).share.item()
+    ddi.budget_loss(rec, share * 0.9, Milliseconds(TABLE)).backward()
+    grads = [gate.expand.bias.grad for gate in model.ddi_gates.channel.values()]
+    assert all((grad >= 0).all() for grad in grads) and any(grad.any() for grad in grads)  # descending closes
+
+
+def test_a_table_in_a_file(tmp_path):
+    (tmp_path / "table.json").write_text(TABLE.dumps())
+    with torch.inference_mode(), ddi.record(model := mixed_model()) as rec:
+        model(images(2))
+    from_file = rec.cost("ms", table=tmp_path / "table.json").per_sample
+    assert torch.equal(from_file, rec.cost("ms", table=TABLE).per_sample)
+
+
+def test_another_devices_table_is_not_taken_unasked(monkeypatch, tmp_path):
+    monkeypatch.setattr(tables, "device_name", lambda: "a new CPU")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("DDI_LATENCY_TABLE", raising=False)
+    tables.set_table(None)
+    with pytest.raises(ValueError, match="no table of this device, a new CPU.*ddi profile.*read_table"):
+        latency(mixed_model(), images(1))
+    tables.set_table(None)

@@ -1,5 +1,6 @@
 """Evaluation under budgets, and the sweep over many of them."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,7 +10,8 @@ import ddi
 from ddi.cli import main
 from ddi.data import get_dataset
 from ddi.evaluate_budget import evaluate_budget
-from ddi.exit_costs import exit_macs
+from ddi.exit_costs import exit_costs
+from ddi_kernels.energy import HOROWITZ_45NM
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def checkpoint(tmp_path_factory):
 def test_each_call_is_under_the_budget(checkpoint):
     model, _ = ddi.load_model(checkpoint)
     data = get_dataset("digits32")
-    limit = exit_macs(model, (1, 3, 32, 32)).worst(1)
+    limit = exit_costs(model, (1, 3, 32, 32)).worst(1)
     found = evaluate_budget(model, data, data.validation(), ddi.Budget(macs=limit), batch_size=64)
     x = data.normalize(data.validation().images)
     with torch.inference_mode():
@@ -43,6 +45,21 @@ def test_command(checkpoint, tmp_path, capsys):
     assert "budget           9.00 MMACs; batch 50" in capsys.readouterr().out
     assert main(["eval", str(checkpoint), "--budget-ms", "1e4", "--batch", "100"]) == 0
     assert "100.00 % within the deadline" in capsys.readouterr().out
+    energy = tmp_path / "energy.json"
+    energy.write_text(dataclasses.replace(HOROWITZ_45NM, weights_from="l2").dumps())
+    arguments = [
+        "--budget-joules",
+        "1e-4",
+        "--energy",
+        str(energy),
+        "--batch",
+        "100",
+        "--split",
+        "validation",
+    ]
+    assert main(["eval", str(checkpoint), *arguments, "--json", str(target)]) == 0
+    assert 0 < json.loads(target.read_text())["mean_joules"] <= 1e-4
+    assert "budget           0.1 mJ; batch 100" in capsys.readouterr().out
 
 
 def test_mistakes(checkpoint, tmp_path, capsys):

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 import ddi
-from ddi.checkpoint import CheckpointError, read_tensors
+from ddi.checkpoint import CheckpointError, read_tensors, write_tensors
 from ddi.train import Interrupted, TrainConfig, train
+from ddi.train import trainer as trainer_module
 from ddi.train.trainer import Trainer
+from ddi_kernels import tables
+from ddi_kernels.latency import ConvShape, Grid, LatencyTable, Row
 
 TINY = dict(
     model="cifar_resnet8",
@@ -85,6 +88,17 @@ def test_resume_refuses_another_configuration_and_a_damaged_state(tmp_path, monk
         train(TrainConfig(**TINY), tmp_path, resume=True)
 
 
+def test_a_state_from_before_a_setting_existed_is_resumed(tmp_path):
+    Trainer(TrainConfig(**TINY), tmp_path)._save([])
+    tensors, info = read_tensors(tmp_path / "state.safetensors")
+    for name in ("resource", "latency_table"):
+        del info["config"][name]
+    write_tensors(tmp_path / "state.safetensors", tensors, info)
+    Trainer(TrainConfig(**TINY), tmp_path).resume()
+    with pytest.raises(CheckpointError, match="another configuration"):
+        Trainer(TrainConfig(**TINY, resource="joules"), tmp_path).resume()
+
+
 def test_the_gates_stage_leaves_the_backbone_alone(tmp_path):
     config = TINY | {"joint_epochs": 0}
     train(TrainConfig(**config | {"gates": None}), tmp_path / "plain", progress_bar=False)
@@ -103,6 +117,65 @@ def test_the_joint_stage_moves_towards_the_target(tmp_path):
     assert 1.4 < last["mac_ratio"] < 4
 
 
+@pytest.fixture
+def table_file(tmp_path):
+    """A latency table of another device, in proportion to multiply-adds."""
+    grid = Grid([0.5, 1.0], [0.5, 1.0], [[1.0, 2.0], [2.0, 4.0]])
+    shape = ConvShape(kernel=1, stride=1, ci=1, co=1, pixels=1, batch=1, threads=1)
+    row = Row(shape, 3.0, 0.0, 0.0, 0.0, 5.0, grid, grid)
+    path = tmp_path / "table.json"
+    path.write_text(LatencyTable("another CPU", "mmx", "", "", (row,)).dumps())
+    return str(path)
+
+
+def resource_values(resource, table_file):
+    return {"resource": resource} | ({"latency_table": table_file} if resource == "ms" else {})
+
+
+@pytest.mark.parametrize("resource", ["ms", "joules"])
+def test_the_joint_stage_is_held_to_a_share_of_the_resource(resource, tmp_path, table_file, monkeypatch):
+    seen = []
+
+    def loss(rec, target, price):
+        seen.append((price.name, target))
+        return ddi.budget_loss(rec, target, price)
+
+    monkeypatch.setattr(trainer_module, "budget_loss", loss)
+    values = TINY | dict(mac_target=0.4, anneal=0.0, joint_epochs=1, backbone_epochs=0, batch_size=512)
+    values |= resource_values(resource, table_file)
+    last = train(TrainConfig(**values), tmp_path / "run", progress_bar=False)
+    steps = len(seen) // 2
+    assert seen == [("macs", 1.0)] * steps + [(resource, 0.4)] * steps  # the gates stage opens everything
+    history = json.loads((tmp_path / "run/history.json").read_text())["history"]
+    assert all({"mac_ratio", "resource_share"} <= set(entry) for entry in history) and len(history) == 2
+    model, meta = ddi.load_model(tmp_path / "run/model.safetensors")
+    assert meta["train"]["resource"] == resource
+    data = ddi.data.get_dataset("digits32")
+    price = TrainConfig(**values).priced()
+    result = ddi.evaluate.evaluate(model, data, data.validation(), resource=price)
+    assert last["resource_share"] == pytest.approx(result.cost.share.item(), abs=1e-4)
+    assert last["mac_ratio"] == pytest.approx(result.mac_ratio, abs=1e-4)
+    assert result.resource == resource and last["resource_share"] != pytest.approx(1 / last["mac_ratio"])
+
+
+def test_a_share_of_the_macs_is_the_default(finished):
+    last = finished[1]
+    assert last["resource_share"] == pytest.approx(1 / last["mac_ratio"], abs=2e-4)
+
+
+def test_without_a_table_of_this_device_nothing_is_trained_for_time(tmp_path, monkeypatch, table_file):
+    monkeypatch.setattr(tables, "device_name", lambda: "a new CPU")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("DDI_LATENCY_TABLE", raising=False)
+    tables.set_table(None)
+    values = TINY | {"resource": "ms"}
+    with pytest.raises(ValueError, match="no table of this device, a new CPU.*profile.*latency_table=path"):
+        Trainer(TrainConfig(**values), tmp_path / "run")
+    Trainer(TrainConfig(**values | {"latency_table": table_file}), tmp_path / "run")
+    Trainer(TrainConfig(**values | {"gates": None}), tmp_path / "run")  # nothing to hold to it
+    tables.set_table(None)
+
+
 def test_init_must_be_a_plain_network_of_the_same_model(finished, tmp_path):
     gated = str(finished[0] / "model.safetensors")
     with pytest.raises(CheckpointError, match="gated model"):
@@ -112,7 +185,15 @@ def test_init_must_be_a_plain_network_of_the_same_model(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [dict(mac_target=0.0), dict(joint_epochs=-1), dict(batch_size=1), dict(precision="fp8")]
+    "bad",
+    [
+        dict(mac_target=0.0),
+        dict(joint_epochs=-1),
+        dict(batch_size=1),
+        dict(precision="fp8"),
+        dict(resource="watts"),
+        dict(latency_table="table.json"),
+    ],
 )
 def test_bad_values(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

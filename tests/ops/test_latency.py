@@ -15,7 +15,7 @@ from native import require_native
 
 from ddi_kernels import tables
 from ddi_kernels.latency import Grid, LatencyTable
-from ddi_kernels.tables import current_isa, find_table, read_table
+from ddi_kernels.tables import current_isa, device_name, find_table, pricing_table, read_table, use_table
 
 # Tables.
 
@@ -108,6 +108,53 @@ def test_shipped_tables_are_whole_and_say_where_they_were_measured():
 def test_without_any_table_nothing_is_known(monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "__file__", str(tmp_path / "__init__.py"))
     assert find_table().rows == () and find_table().estimate(SHAPE) is None
+
+
+# Which one tells milliseconds.
+
+
+def test_this_devices_table_is_taken_without_a_word(monkeypatch, caplog):
+    mine = replace(table_of(ROW), device=device_name())
+    assert pricing_table(mine) is mine
+    path = tables.table_path()
+    path.parent.mkdir(parents=True)
+    path.write_text(mine.dumps())
+    assert pricing_table() == mine and caplog.text == ""
+
+
+def test_another_devices_table_is_taken_where_it_is_asked_for_with_one_warning(tmp_path, monkeypatch, caplog):
+    other = table_of(ROW)
+    tables._warn_of_another_device.cache_clear()
+    assert [pricing_table(other) for _ in range(3)] == [other] * 3
+    assert len(caplog.records) == 1
+    assert "another device, a CPU" in caplog.text and f"this one is {device_name()}" in caplog.text
+    tables._warn_of_another_device.cache_clear()
+    with use_table(other):
+        assert pricing_table() == other and len(caplog.records) == 2
+    (tmp_path / "named.json").write_text(other.dumps())
+    monkeypatch.setenv("DDI_LATENCY_TABLE", str(tmp_path / "named.json"))
+    tables.set_table(None)
+    tables._warn_of_another_device.cache_clear()
+    assert pricing_table() == other and len(caplog.records) == 3
+
+
+def test_another_devices_table_is_not_taken_unasked(monkeypatch):
+    require_native()
+    monkeypatch.setattr(tables, "device_name", lambda: "a new CPU")
+    assert tables.current_table().rows  # `auto` chooses by the shipped one
+    shipped = "the shipped one is of AMD EPYC.*Measure one with: ddi profile; or ask.*latency_table=path"
+    with pytest.raises(ValueError, match=f"no table of this device, a new CPU .*{shipped}"):
+        pricing_table()
+    with use_table(table_of(ROW)):
+        pricing_table()
+    with pytest.raises(ValueError, match="no table of this device"):
+        pricing_table()
+
+
+def test_without_any_table_nothing_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(tables, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(ValueError, match=r"no table of this device, .*\)\. Measure one"):
+        pricing_table()
 
 
 # Interpolation.

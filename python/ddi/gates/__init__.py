@@ -6,13 +6,17 @@ with a config dataclass whose `build(sites)` makes the network, and one line bel
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from ..concatenation import channel_means
+from ..cost.shapes import conv_output_size
 from ..decision import Decision
 
 __all__ = [
@@ -21,6 +25,7 @@ __all__ = [
     "DenseDDIConfig",
     "Gate",
     "GateConfig",
+    "GateLayer",
     "GateSite",
     "config_from_dict",
     "config_to_dict",
@@ -74,6 +79,36 @@ def full_precision(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
+@dataclass(frozen=True)
+class GateLayer:
+    """A linear layer or a convolution that a gate runs on one sample.
+
+    Args:
+        weight: float[outputs, inputs], or a kernel.
+        positions: output pixels at which the kernel is applied; 1 for a linear layer.
+        inputs, outputs: elements that it reads and writes.
+    """
+
+    weight: Tensor
+    positions: int
+    inputs: int
+    outputs: int
+
+    @classmethod
+    def of_matrix(cls, weight: Tensor) -> GateLayer:
+        return cls(weight, 1, weight.shape[1], weight.shape[0])
+
+    @classmethod
+    def of_conv(cls, conv: nn.Conv2d, size: Sequence[int]) -> GateLayer:
+        """On a map of (height, width)."""
+        positions = math.prod(conv_output_size(conv, size))
+        return cls(conv.weight, positions, conv.in_channels * math.prod(size), conv.out_channels * positions)
+
+    @property
+    def macs(self) -> int:
+        return self.weight.numel() * self.positions
+
+
 class Gate(Protocol):
     """The gate networks of one model, one state per forward pass (nothing is kept between passes).
 
@@ -91,8 +126,11 @@ class Gate(Protocol):
     def decide(self, site: GateSite, x: Tensor, state: Any) -> tuple[Decision, Any]:
         """The decision for one block whose input the gates see as x, and the next state."""
 
+    def layers(self, site: GateSite, shape: torch.Size) -> list[GateLayer]:
+        """What `decide` runs on one sample, for a block's input of `shape`, (N, C, H, W)."""
+
     def macs(self, site: GateSite, shape: torch.Size) -> int:
-        """Multiply-adds that `decide` spends on one sample, for a block's input of `shape`, (N, C, H, W)."""
+        """Multiply-adds of all these layers."""
 
 
 class GateConfig(Protocol):

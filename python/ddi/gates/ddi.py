@@ -20,7 +20,7 @@ from torch import Tensor
 from ddi_kernels import gate_logits, gate_plan
 
 from ..decision import Decision, Mask
-from . import GateSite, full_precision, gate_input, require_kind
+from . import GateLayer, GateSite, full_precision, gate_input, require_kind
 
 __all__ = ["ChannelGate", "DDIConfig", "DDIGates", "ThresholdGates"]
 
@@ -97,6 +97,14 @@ class ThresholdGates(nn.Module):
         """
         self.config = replace(self.config, threshold=threshold)
 
+    def layers(self, site: GateSite, shape: torch.Size) -> list[GateLayer]:
+        """See :class:`ddi.gates.Gate`."""
+        raise NotImplementedError
+
+    def macs(self, site: GateSite, shape: torch.Size) -> int:
+        """See :class:`ddi.gates.Gate`."""
+        return sum(layer.macs for layer in self.layers(site, shape))
+
     def extra_repr(self) -> str:
         return f"{self.config}"
 
@@ -114,7 +122,7 @@ class ChannelGate(nn.Module):
 
 
 class DDIGates(ThresholdGates):
-    """All gates of one backbone. See :class:`ddi.gates.Gate` for the three methods a block calls."""
+    """All gates of one backbone. See :class:`ddi.gates.Gate` for the methods a block calls."""
 
     reads: ClassVar = "features"
 
@@ -191,11 +199,6 @@ class DDIGates(ThresholdGates):
         parts = zip(bits.split(counts, dim=1), softs, strict=True)
         return tuple(Mask(open, group_size=size, soft=part) for open, part in parts)
 
-    def macs(self, site: GateSite, shape: torch.Size) -> int:
-        hidden = self.config.hidden
-        total = site.in_channels * hidden + 8 * hidden * hidden
-        if self.config.layers and site.skippable:
-            total += hidden
-        if self.config.channels:
-            total += sum(w.numel() for w in self.channel[site.name].parameters() if w.dim() == 2)
-        return total
+    def layers(self, site: GateSite, shape: torch.Size) -> list[GateLayer]:
+        lists = self.weights(site).values()
+        return [GateLayer.of_matrix(w) for weights in lists for w in weights if w.dim() == 2]

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..concatenation import channel_means
-from ..cost import conv_macs, conv_output_size
-from . import GateSite, require_kind
+from ..cost import conv_output_size
+from . import GateLayer, GateSite, require_kind
 from .ddi import check_sizes, threshold_logit
 from .dense_ddi import DenseGates
 
@@ -70,10 +70,11 @@ class ConvGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.expand(channel_means(self.conv(F.relu(self.norm(self.reduce(x))))))
 
-    def macs(self, size: tuple[int, ...]) -> int:
-        """Multiply-adds on a map of (height, width)."""
+    def layers(self, size: tuple[int, ...]) -> list[GateLayer]:
+        """What it runs on a map of (height, width)."""
         reduced = conv_output_size(self.reduce, size)
-        return conv_macs(self.reduce, size) + conv_macs(self.conv, reduced) + self.expand.weight.numel()
+        convs = [GateLayer.of_conv(self.reduce, size), GateLayer.of_conv(self.conv, reduced)]
+        return [*convs, GateLayer.of_matrix(self.expand.weight)]
 
 
 class DenseConvGates(DenseGates):
@@ -90,5 +91,5 @@ class DenseConvGates(DenseGates):
     def _logits(self, gate: Any, x: Tensor) -> Tensor:
         return gate(x.to(gate.reduce.weight.dtype))
 
-    def _macs(self, gate: Any, shape: torch.Size) -> int:
-        return gate.macs(tuple(shape[2:]))
+    def _layers(self, gate: Any, shape: torch.Size) -> list[GateLayer]:
+        return gate.layers(tuple(shape[2:]))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..decision import Decision, Mask
-from . import GateSite, full_precision, gate_input, require_kind
+from . import GateLayer, GateSite, full_precision, gate_input, require_kind
 from .ddi import ChannelGate, ThresholdGates, check_sizes, threshold_logit
 
 __all__ = ["DenseDDIConfig", "DenseDDIGates", "DenseGates"]
@@ -56,7 +56,7 @@ class DenseDDIConfig:
 class DenseGates(ThresholdGates):
     """Base of all gates of one DenseNet: a network for each layer, from what it reads to one logit per group.
 
-    See :class:`ddi.gates.Gate` for the three methods a layer calls.
+    See :class:`ddi.gates.Gate` for the methods a layer calls.
     """
 
     def __init__(self, config: Any, sites: list[GateSite]) -> None:
@@ -73,8 +73,8 @@ class DenseGates(ThresholdGates):
         """float[N, groups] of one layer's gate, in its own precision."""
         raise NotImplementedError
 
-    def _macs(self, gate: Any, shape: torch.Size) -> int:
-        """Of one layer's gate, see `macs`."""
+    def _layers(self, gate: Any, shape: torch.Size) -> list[GateLayer]:
+        """Of one layer's gate, see `layers`."""
         raise NotImplementedError
 
     def initial_state(self, x: Tensor) -> tuple[()]:
@@ -89,8 +89,8 @@ class DenseGates(ThresholdGates):
         mask = Mask(logits > self.threshold_logit, group_size=self.config.group_size, soft=soft)
         return Decision(masks=(mask,)), state
 
-    def macs(self, site: GateSite, shape: torch.Size) -> int:
-        return self._macs(self.channel[site.name], shape) if site.interior else 0
+    def layers(self, site: GateSite, shape: torch.Size) -> list[GateLayer]:
+        return self._layers(self.channel[site.name], shape) if site.interior else []
 
 
 class DenseDDIGates(DenseGates):
@@ -104,5 +104,5 @@ class DenseDDIGates(DenseGates):
     def _logits(self, gate: Any, x: Tensor) -> Tensor:
         return gate.expand(F.relu(gate.reduce(gate_input(x, gate.reduce.weight))))
 
-    def _macs(self, gate: Any, shape: torch.Size) -> int:
-        return sum(w.numel() for w in gate.parameters() if w.dim() == 2)
+    def _layers(self, gate: Any, shape: torch.Size) -> list[GateLayer]:
+        return [GateLayer.of_matrix(w) for w in gate.parameters() if w.dim() == 2]

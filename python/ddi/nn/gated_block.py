@@ -1,7 +1,7 @@
 """What all gated blocks share: the layers of the block they stand for, and the cost of a decision.
 
-A gated block is a chain of convolutions with a mask before or behind some of them. A convolution costs the
-product of its open input and open output fractions, which is all that MACs and measured tables ask for.
+A gated block is a chain of convolutions with a mask before or behind some of them. What it costs follows from
+the chain, in whatever resource (../cost).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..cost import conv_macs, conv_output_size, open_share
+from ..cost import Macs
 from ..decision import Decision, Mask
 from ..gates import GateSite
 from .prepared import PreparedModule
@@ -56,30 +56,8 @@ class GatedBlock(PreparedModule):
 
     def dense_macs(self, shape: torch.Size) -> int:
         """Multiply-adds per sample with everything open, for an input of `shape`."""
-        size, total = tuple(shape[2:]), sum(conv_macs(conv, shape[2:]) for conv in self.shortcut_convs())
-        for conv, _, _ in self.chain(Decision()):
-            total += conv_macs(conv, size)
-            size = conv_output_size(conv, size)
-        return total
+        return int(Macs().dense_block(self, shape))
 
     def macs(self, shape: torch.Size, decision: Decision) -> Tensor:
         """float32[N]: multiply-adds per sample under a decision, differentiable in training."""
-        chain = self.chain(decision)
-        size, total = tuple(shape[2:]), torch.zeros(shape[0], device=chain[0][0].weight.device)
-        for conv, before, after in chain:
-            total = total + conv_macs(conv, size) * _open_pairs(conv, before, after)
-            size = conv_output_size(conv, size)
-        keep = self.kept(decision)
-        total = total if keep is None else total * keep
-        return total + sum(conv_macs(conv, shape[2:]) for conv in self.shortcut_convs())
-
-
-def _open_pairs(conv: nn.Conv2d, before: Mask | None, after: Mask | None) -> Any:
-    """float[N]: share of a convolution's pairs of input and output channels that are open on both sides."""
-    ci, co, groups = conv.in_channels, conv.out_channels, conv.groups
-    if groups == 1 or before is None or after is None:
-        return open_share(before, ci) * open_share(after, co)
-    # A convolution group joins its own channels only, so that the product holds group by group.
-    inputs = before.per_channel(ci).weights(ci).unflatten(1, (groups, -1)).mean(2)
-    outputs = after.per_channel(co).weights(co).unflatten(1, (groups, -1)).mean(2)
-    return (inputs * outputs).mean(1)
+        return Macs().block(self, shape, decision)

@@ -1,7 +1,7 @@
 """Training: the three-stage recipe of Dual Dynamic Inference (arXiv 1907.04523), resumable to the step.
 
 `backbone` trains the plain network; `gates` freezes it and trains the gates to full execution; `joint` trains
-everything to the MAC target.
+everything to the target, of MACs, milliseconds or joules.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def train(
         resume: continue the unfinished run in `out` (same config) if there is one.
 
     Returns:
-        The last entry of the history: stage, epoch, validation_accuracy, mac_ratio.
+        The last entry of the history: stage, epoch, validation_accuracy, mac_ratio, resource_share
+            (of the dense cost in the config's resource).
 
     Raises:
         Interrupted: SIGINT came; the state is saved.

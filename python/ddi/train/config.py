@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, cast
 
 from ..backbones.base import Exits
+from ..cost import RESOURCES, Resource, as_resource
 
 __all__ = ["Stage", "TrainConfig"]
 
@@ -22,7 +23,11 @@ class TrainConfig:
             blocks, as "3,6,9"; None: those that `init` has, else none.
         branch_weight: factor of their `branch_loss`.
         equalise: see `branch_loss`.
-        mac_target: wanted share of the dense MACs, reached in the joint stage.
+        mac_target: wanted share of the dense cost in `resource`, reached in the joint stage.
+        resource: what the network is held to: "macs"; "ms", by a latency table; "joules", by the default
+            energy model. The gates stage is held to all MACs whatever it is: full execution.
+        latency_table: file of the table for "ms", also one of another device; None: this device's own,
+            which `ddi profile` measures.
         init: checkpoint of a plain network to start from, instead of random weights.
         backbone_epochs, gates_epochs, joint_epochs: length of each stage; 0 leaves it out. Without gates the
             joint stage fine-tunes the plain network, which gives a dense baseline trained as long.
@@ -31,7 +36,7 @@ class TrainConfig:
         gate_lr: learning rate of Adam for the gates (their gradients differ by orders of magnitude between
             layer and channel bits, which plain SGD at one rate cannot serve).
         budget_weight: factor of `budget_loss`.
-        anneal: share of the joint stage over which the MAC target falls from 1 to mac_target.
+        anneal: share of the joint stage over which the target falls from 1 to mac_target.
         precision: "fp32", or "bf16" for mixed precision (torch.autocast; weights, losses and gates stay
             float32): 1.5 times as fast on CPUs with AVX512-BF16.
     """
@@ -45,6 +50,8 @@ class TrainConfig:
     branch_weight: float = 1.0
     equalise: bool = True
     mac_target: float = 0.3
+    resource: str = "macs"
+    latency_table: str | None = None
     init: str | None = None
     seed: int = 0
     batch_size: int = 128
@@ -63,6 +70,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.mac_target <= 1.0:
             raise ValueError(f"train: mac_target must lie in (0, 1], got {self.mac_target!r}")
+        if self.resource not in RESOURCES:
+            raise ValueError(f"train: resource must be one of {', '.join(RESOURCES)}, got {self.resource!r}")
+        if self.latency_table is not None and self.resource != "ms":
+            raise ValueError(f'train: latency_table is for resource "ms", got resource {self.resource!r}')
         for name in ("backbone_epochs", "gates_epochs", "joint_epochs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train: {name} must not be negative, got {getattr(self, name)!r}")
@@ -92,6 +103,14 @@ class TrainConfig:
                 f'train: exits must be "default", a number, or numbers as in "3,6,9"; got {self.exits!r}'
             ) from error
         return numbers if "," in self.exits else numbers[0]
+
+    def priced(self) -> Resource:
+        """`resource` with its prices.
+
+        Raises:
+            OSError, ValueError: the latency table cannot be read, or there is none of this device.
+        """
+        return as_resource(self.resource, self.latency_table)
 
     def stages(self) -> list[Stage]:
         """The stages this run goes through, in order."""

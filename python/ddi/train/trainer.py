@@ -30,6 +30,7 @@ from ..checkpoint import (
     write_tensors,
 )
 from ..convert import convert_, is_converted
+from ..cost import Macs, Resource
 from ..data import Dataset, get_dataset
 from ..evaluate import evaluate, has_exits
 from ..gates import config_from_dict
@@ -64,6 +65,8 @@ class Trainer:
         self.config = config
         self.out = Path(out)
         self.stages = config.stages()
+        # A plain network is held to nothing, so that it needs no table.
+        self.resource: Resource = Macs() if config.gates is None else config.priced()
         self.data: Dataset = get_dataset(config.dataset, config.data_root)
         self.progress = Progress()
         self.model = self._initial_model().to(config.device)
@@ -154,7 +157,8 @@ class Trainer:
                 return self._task_loss(x, labels), 1.0
         with record(self.model) as rec, mixed:
             loss = self._task_loss(x, labels)
-        loss = loss + self.config.budget_weight * budget_loss(rec, self._target(stage, done))
+        resource = self.resource if stage.name == "joint" else Macs()
+        loss = loss + self.config.budget_weight * budget_loss(rec, self._target(stage, done), resource)
         return loss, rec.macs.mean().item() / rec.dense_macs
 
     def _task_loss(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -247,12 +251,19 @@ class Trainer:
 
     def _summary(self, stage: Stage) -> dict[str, Any]:
         with working():
-            result = evaluate(self.model, self.data, self.data.validation(), device=self.config.device)
+            result = evaluate(
+                self.model,
+                self.data,
+                self.data.validation(),
+                device=self.config.device,
+                resource=self.resource,
+            )
         return dict(
             stage=stage.name,
             epoch=self.progress.epoch + 1,
             validation_accuracy=round(result.accuracy, 5),
             mac_ratio=round(result.mac_ratio, 4),
+            resource_share=round(result.cost.share.item(), 4),
             **({"exit_accuracy": [round(a, 5) for a in exits]} if (exits := result.exit_accuracy) else {}),
         )
 
@@ -280,7 +291,9 @@ class Trainer:
             CheckpointError: it is damaged, or belongs to another configuration.
         """
         tensors, info = read_tensors(self._state_path)
-        if info.get("config") != json.loads(json.dumps(asdict(self.config))):
+        # A setting that did not exist when the state was written has its default.
+        saved, wanted = asdict(TrainConfig()) | info.get("config", {}), asdict(self.config)
+        if saved != json.loads(json.dumps(wanted)):
             raise CheckpointError(
                 f"train: {self._state_path} was written by another configuration; resume with the same "
                 f"arguments, or train into another folder. It has {info.get('config')}"

@@ -1,0 +1,154 @@
+"""Milliseconds of networks by a measured table (ddi_kernels/latency.py), and of convolutions only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from ddi_kernels.latency import ConvShape, Estimate, LatencyTable
+from ddi_kernels.tables import pricing_table
+
+from .macs import conv_macs
+from .resource import GatedBlock, Resource, open_share, priced
+from .shapes import conv_output_size
+
+if TYPE_CHECKING:
+    from ..decision import Decision, Mask
+    from ..gates import Gate, GateSite
+
+__all__ = ["Latency", "Milliseconds", "block_ms", "latency"]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds that the convolutions of one call take by a latency table.
+
+    Args:
+        dense: of the ungated network.
+        gated: at the model's hard decisions; equals `dense` for a model without gates.
+        blocks: of each gated block; its gate is not among them.
+        per_sample: float[N], each sample's part of `gated`.
+    """
+
+    dense: float
+    gated: float
+    blocks: dict[str, float]
+    per_sample: Tensor
+
+
+class Milliseconds(Resource):
+    """A sample's part of the milliseconds of a call with N samples, by a latency table.
+
+    Outside gated blocks and without gates convolutions take the dense kernel's time, in gated blocks the
+    gated one's: also where `auto` would take the dense one, whose time does not depend on the gates. With all
+    open that may be more than the dense network's. Linear layers and gates are not among them.
+
+    Args:
+        table: default: the one in force, which must be this device's; see `ddi_kernels.tables.pricing_table`.
+
+    Raises:
+        ValueError: there is no table of this device; or, when a price is asked for, no row of the weights'
+            dtype.
+    """
+
+    name = "ms"
+
+    def __init__(self, table: LatencyTable | None = None) -> None:
+        self.table = pricing_table(table)
+
+    def layer(self, layer: Any, shape: Sequence[int]) -> float:
+        if not isinstance(layer, nn.Conv2d):
+            return 0.0
+        estimate, factor = self._estimate(layer, shape)
+        return estimate.dense_ms * factor
+
+    def conv(
+        self, conv: nn.Conv2d, shape: Sequence[int], before: Mask | None, after: Mask | None
+    ) -> Tensor | float:
+        estimate, factor = self._estimate(conv, shape)
+        if before is None and after is None:
+            return estimate.plain_ms * factor
+        group_size = math.gcd(*(mask.group_size for mask in (before, after) if mask is not None))
+        shares = open_share(before, conv.in_channels), open_share(after, conv.out_channels)
+        return estimate.gated_ms(*shares, group_size) * factor
+
+    def gate(self, gates: Gate, site: GateSite, shape: torch.Size) -> float:
+        return 0.0
+
+    def _estimate(self, conv: nn.Conv2d, shape: Sequence[int]) -> tuple[Estimate, float]:
+        """What the table says of a convolution on inputs of `shape`, and the factor to one sample."""
+        height, width = conv_output_size(conv, shape[2:])
+        dtype = str(conv.weight.dtype).removeprefix("torch.")
+        like = ConvShape(
+            conv.kernel_size[0],
+            conv.stride[0],
+            conv.in_channels,
+            conv.out_channels,
+            height * width,
+            shape[0],
+            torch.get_num_threads(),
+            dtype,
+        )
+        estimate = self.table.estimate(like)
+        if estimate is None:
+            raise ValueError(
+                f"latency: the table of {self.table.device} ({self.table.isa}) has no row for {dtype} "
+                "weights; measure one with: ddi profile"
+            )
+        # Convolution groups and oblong kernels, which tables do not know, count by their multiply-adds.
+        return estimate, conv_macs(conv, shape[2:]) / like.macs
+
+
+def block_ms(
+    block: GatedBlock, shape: Sequence[int], decision: Decision, table: LatencyTable | None = None
+) -> Tensor:
+    """Milliseconds of a gated block under a decision, differentiable in training.
+
+    The gradient reaches the gates through the straight-through bits, each weighted by the time it decides
+    over. `Record.cost("ms")` has those of a whole pass.
+
+    Args:
+        block: a gated block, e.g. `ddi.GatedBasicBlock`.
+        shape: of its input, (N, C, H, W).
+        decision: of its gate.
+        table: see `Milliseconds`.
+
+    Returns:
+        float32[N], each sample's part of a call with N samples.
+
+    Raises:
+        ValueError: see `Milliseconds`.
+
+    Example:
+        >>> with ddi.record(model) as rec:
+        ...     logits = model(images)
+        >>> ms = block_ms(block, shape, rec.passes[0][0].decision).mean()
+    """
+    return Milliseconds(table).block(block, shape, decision)
+
+
+@torch.no_grad()
+def latency(model: nn.Module, x: Tensor, table: LatencyTable | None = None) -> Latency:
+    """Milliseconds of a model on a batch by a latency table, dense and at its gates' hard decisions.
+
+    Args:
+        model: gated or plain; run once in its current mode if gated.
+        x: float[N, C, H, W].
+        table: default: this device's, which `ddi profile` measures; see `Milliseconds`.
+
+    Raises:
+        ValueError: see `Milliseconds`.
+
+    Example:
+        >>> model = ddi.create_model("cifar_resnet20", gates=ddi.DDIConfig())
+        >>> ddi.latency(model, torch.randn(1, 3, 32, 32)).dense
+    """
+    cost, blocks = priced(model, x, Milliseconds(table))
+    sums = {name: part.sum().item() for name, part in blocks.items()}
+    return Latency(len(x) * cost.dense, cost.per_sample.sum().item(), sums, cost.per_sample)

@@ -1,0 +1,62 @@
+"""Which layers a network runs on an input, found on meta tensors, which hold no data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["Ungated", "conv_output_size", "ungated"]
+
+
+def conv_output_size(conv: nn.Conv2d, size: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a convolution's output for an input of (height, width)."""
+    pads = conv.padding if isinstance(conv.padding, tuple) else (0, 0)
+    out = [
+        (n + 2 * int(p) - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip(size, pads, conv.dilation, conv.kernel_size, conv.stride, strict=True)
+    ]
+    return out[0], out[1]
+
+
+@dataclass(frozen=True)
+class Ungated:
+    """One sample's run through a model with its gates taken off.
+
+    Args:
+        macs: all multiply-adds.
+        layers: path and input shape (1, ...) of every convolution and linear layer, in order of execution.
+    """
+
+    macs: int
+    layers: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def ungated(model: nn.Module, input_shape: Sequence[int]) -> Ungated:
+    """What a model runs on inputs of shape (N, C, H, W) without gates; found once for each input size."""
+    cache: dict[tuple[int, ...], Ungated] = model.__dict__.setdefault("_ddi_ungated", {})
+    key = tuple(input_shape[1:])
+    if key not in cache:
+        cache[key] = _run(model, key)
+    return cache[key]
+
+
+def _run(model: nn.Module, shape: tuple[int, ...]) -> Ungated:
+    from ..convert import is_converted, revert_
+
+    plain = copy.deepcopy(model).to("meta", torch.float32).eval()
+    if is_converted(plain):
+        revert_(plain)
+    layers: list[tuple[str, tuple[int, ...]]] = []
+    for path, module in plain.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_pre_hook(
+                lambda _, args, path=path: layers.append((path, tuple(args[0].shape)))
+            )
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        plain(torch.empty(1, *shape, device="meta"))
+    return Ungated(counter.get_total_flops() // 2, tuple(layers))
