@@ -25,6 +25,7 @@ def _add_train(verbs: Any) -> None:
     parser.add_argument("--out", required=True, help="folder for the checkpoint and the state")
     parser.add_argument("--config", help="TOML or JSON file with fields of ddi.train.TrainConfig")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--tensorboard", action="store_true", help="write statistics for TensorBoard, too")
     parser.add_argument("--gates", help="kind of gates, e.g. ddi; left out: a plain network")
     parser.add_argument("--group-size", type=int, default=1, help="channels per gate bit")
     _add_train_fields(parser)
@@ -54,7 +55,8 @@ def _train(args: argparse.Namespace) -> Any:
     if args.gates:
         values["gates"] = {"kind": args.gates, "group_size": args.group_size}
     config = TrainConfig.from_dict(values)
-    return {"config": asdict(config), **train(config, args.out, resume=args.resume)}
+    last = train(config, args.out, resume=args.resume, tensorboard=args.tensorboard)
+    return {"config": asdict(config), **last}
 
 
 def _add_grid(verbs: Any) -> None:
@@ -282,11 +284,12 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("ddi").setLevel(logging.INFO)
     from .quiet import measuring
     from .train import Interrupted
+    from .train.distributed import is_main
 
     try:
         with measuring() if "measures" in args else nullcontext():
             result = args.run(args)
-        if args.json:
+        if args.json and is_main():
             from .checkpoint import write_atomic
 
             write_atomic(args.json, json.dumps(result, indent=1).encode())

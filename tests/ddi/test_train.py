@@ -1,6 +1,5 @@
 """Training: reproducible, resumable to the step, interruptible, and it reaches its MAC target."""
 
-import json
 import os
 import signal
 
@@ -10,6 +9,7 @@ import torch
 import ddi
 from ddi.checkpoint import CheckpointError, read_tensors
 from ddi.train import Interrupted, TrainConfig, train
+from ddi.train.history import read_history, without_times
 from ddi.train.trainer import Trainer
 
 TINY = dict(
@@ -41,10 +41,10 @@ def finished(tmp_path_factory):
 
 def test_stages_history_and_files(finished):
     out, last = finished
-    history = json.loads((out / "history.json").read_text())["history"]
+    history = read_history(out)
     assert [h["stage"] for h in history] == ["backbone", "gates", "joint", "joint"]
     assert last == history[-1]
-    assert sorted(p.name for p in out.iterdir()) == ["history.json", "model.safetensors"]
+    assert sorted(p.name for p in out.iterdir()) == ["history.jsonl", "model.safetensors"]
     model, meta = ddi.load_model(out / "model.safetensors")
     assert meta["train"]["gates"] == TINY["gates"] and hasattr(model, "ddi_gates")
 
@@ -69,9 +69,10 @@ def test_sigint_saves_and_resume_ends_where_the_whole_run_ends(finished, tmp_pat
     monkeypatch.setattr(Trainer, "_loss", loss)
     with pytest.raises(Interrupted, match="--resume"):
         train(TrainConfig(**TINY), tmp_path, progress_bar=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["history.jsonl", "state.safetensors"]
     train(TrainConfig(**TINY), tmp_path, resume=True, progress_bar=False)
     assert same(weights(tmp_path), weights(finished[0]))
+    assert without_times(read_history(tmp_path)) == without_times(read_history(finished[0]))
 
 
 def test_resume_refuses_another_configuration_and_a_damaged_state(tmp_path, monkeypatch):
