@@ -14,6 +14,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from .cli_grid import add_grid, add_report
+
 __all__ = ["main"]
 
 
@@ -57,21 +59,6 @@ def _train(args: argparse.Namespace) -> Any:
     config = TrainConfig.from_dict(values)
     last = train(config, args.out, resume=args.resume, tensorboard=args.tensorboard)
     return {"config": asdict(config), **last}
-
-
-def _add_grid(verbs: Any) -> None:
-    parser = verbs.add_parser("grid", help="run the trainings of a file: a row for each finished one")
-    parser.add_argument("grid", help="TOML file, see ddi.grid.read_grid")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
-    parser.add_argument("--work", default="out/grid", help="folder of unfinished runs (default out/grid)")
-    parser.add_argument("--only", default="", metavar="SUBSTRING", help="only runs with this in the name")
-    parser.set_defaults(run=_grid)
-
-
-def _grid(args: argparse.Namespace) -> Any:
-    from .grid import read_grid, run_grid
-
-    return run_grid(read_grid(args.grid), args.work, args.jobs, args.only)
 
 
 def _add_demo(verbs: Any) -> None:
@@ -262,7 +249,8 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True)
     _add_demo(verbs)
     _add_train(verbs)
-    _add_grid(verbs)
+    add_grid(verbs)
+    add_report(verbs)
     _add_eval(verbs)
     _add_freeze(verbs)
     _add_run(verbs)

@@ -29,6 +29,7 @@ __all__ = [
     "plot_macs_histogram",
     "plot_open_by_class",
     "plot_samples",
+    "save_figure",
     "write_figures",
 ]
 
@@ -47,6 +48,13 @@ def new_figure(width: float, height: float) -> Figure:
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install ddi-kernels[report]") from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    write_atomic(path, buffer.getvalue())
 
 
 def write_figures(
@@ -72,9 +80,7 @@ def write_figures(
         "open_by_class": plot_open_by_class(gated, split.labels),
     }
     for name, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=130)
-        write_atomic(out / f"{name}.png", buffer.getvalue())
+        save_figure(figure, out / f"{name}.png")
 
 
 def _thirds(difficulty: Tensor) -> list[Tensor]:

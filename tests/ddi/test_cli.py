@@ -182,7 +182,7 @@ def test_usage_mistakes_exit_2(arguments, capsys):
     assert stopped.value.code == 2 and "error:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ("demo", "train", "eval", "freeze", "run", "env"))
+@pytest.mark.parametrize("verb", ("demo", "train", "grid", "eval", "freeze", "run", "report", "env"))
 def test_every_verb_takes_json_and_seed(verb, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([verb, "--help"])
