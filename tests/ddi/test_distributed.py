@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import ddi
 from ddi.checkpoint import read_tensors
+from ddi.quiet import measuring
 from ddi.train import TrainConfig, train
 from ddi.train.distributed import World, is_main, world
 from ddi.train.trainer import Trainer
@@ -164,6 +165,17 @@ def test_parts_make_the_batch():
     parts = [World(rank, 3).part(batch) for rank in range(3)]
     assert [len(part) for part in parts] == [4, 4, 4]
     assert torch.equal(torch.cat(parts).sort().values, batch)
+
+
+def test_one_process_of_a_machine_waits_for_measurements(tmp_path, monkeypatch):
+    """Else one would hold up a measurement and wait for another one, which that measurement holds up."""
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with measuring(), World(rank=3, size=4, local_rank=1).working():
+        pass
+    with World(rank=2, size=4, local_rank=0).working(), open(next(tmp_path.glob("*room*")), "a") as room:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(room, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize(("size", "batch"), [(3, 128), (4, 4), (2, 129)])
