@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ddi.report import new_figure
+from ddi.report import new_figure, save_figure
 from ddi.timing import num_threads
 from ddi.turns import Measured, Provider, time_in_turns
 
@@ -23,7 +24,7 @@ from .cases import DTYPES, GROUP_SIZES, KEEPS, SUITES, Case, make_inputs, select
 from .gated import Gating, our_provider, require_native
 from .opponents import check_result, make_opponents
 from .roofline import Machine, gated_bytes, measure_machine, plot_roofline
-from .rows import write_figure, write_rows
+from .rows import write_rows
 
 OURS = ("native", "auto")
 
@@ -169,7 +170,7 @@ def run(args: argparse.Namespace) -> None:
         write_rows(args.json, [{"machine": True, **limits}, *rows, *summaries])
     if args.plot:
         last = [r for r in rows if r["provider"] == "native" and r["group_size"] == GROUP_SIZES[-1]]
-        write_figure(args.plot, plot_roofline(machine, last))
+        save_figure(plot_roofline(machine, last), Path(args.plot))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddi.checkpoint import write_atomic
-from ddi.report import figure_png
 from ddi_kernels import collect_env
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def header() -> dict[str, Any]:
@@ -26,8 +22,3 @@ def write_rows(path: str | Path, rows: list[dict[str, Any]]) -> None:
     """Writes header and rows as JSONL, atomically."""
     lines = [json.dumps(row) for row in [header(), *rows]]
     write_atomic(path, ("\n".join(lines) + "\n").encode())
-
-
-def write_figure(path: str | Path, figure: Figure) -> None:
-    """Writes a figure as PNG, atomically."""
-    write_atomic(path, figure_png(figure))

@@ -11,19 +11,20 @@ import argparse
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
-from ddi.report import new_figure
+from ddi.report import new_figure, save_figure
 from ddi.timing import num_threads
 from ddi.turns import time_in_turns
 
 from .cases import DTYPES, Case, make_inputs
 from .gated import Gating, our_provider, require_native
 from .opponents import check_result
-from .rows import write_figure, write_rows
+from .rows import write_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         write_rows(args.json, rows)
     if args.plot:
-        write_figure(args.plot, plot_scaling(rows))
+        save_figure(plot_scaling(rows), Path(args.plot))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from .cli_grid import add_grid, add_report
+
 __all__ = ["main"]
 
 
@@ -25,6 +27,7 @@ def _add_train(verbs: Any) -> None:
     parser.add_argument("--out", required=True, help="folder for the checkpoint and the state")
     parser.add_argument("--config", help="TOML or JSON file with fields of ddi.train.TrainConfig")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--tensorboard", action="store_true", help="write statistics for TensorBoard, too")
     parser.add_argument("--gates", help="kind of gates, e.g. ddi; left out: a plain network")
     parser.add_argument("--group-size", type=int, default=1, help="channels per gate bit")
     _add_train_fields(parser)
@@ -54,22 +57,8 @@ def _train(args: argparse.Namespace) -> Any:
     if args.gates:
         values["gates"] = {"kind": args.gates, "group_size": args.group_size}
     config = TrainConfig.from_dict(values)
-    return {"config": asdict(config), **train(config, args.out, resume=args.resume)}
-
-
-def _add_grid(verbs: Any) -> None:
-    parser = verbs.add_parser("grid", help="run the trainings of a file: a row for each finished one")
-    parser.add_argument("grid", help="TOML file, see ddi.grid.read_grid")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
-    parser.add_argument("--work", default="out/grid", help="folder of unfinished runs (default out/grid)")
-    parser.add_argument("--only", default="", metavar="SUBSTRING", help="only runs with this in the name")
-    parser.set_defaults(run=_grid)
-
-
-def _grid(args: argparse.Namespace) -> Any:
-    from .grid import read_grid, run_grid
-
-    return run_grid(read_grid(args.grid), args.work, args.jobs, args.only)
+    last = train(config, args.out, resume=args.resume, tensorboard=args.tensorboard)
+    return {"config": asdict(config), **last}
 
 
 def _add_demo(verbs: Any) -> None:
@@ -325,7 +314,8 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True)
     _add_demo(verbs)
     _add_train(verbs)
-    _add_grid(verbs)
+    add_grid(verbs)
+    add_report(verbs)
     _add_eval(verbs)
     _add_calibrate(verbs)
     _add_freeze(verbs)
@@ -348,11 +338,12 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("ddi").setLevel(logging.INFO)
     from .quiet import measuring
     from .train import Interrupted
+    from .train.distributed import is_main
 
     try:
         with measuring() if "measures" in args else nullcontext():
             result = args.run(args)
-        if args.json:
+        if args.json and is_main():
             from .checkpoint import write_atomic
 
             write_atomic(args.json, json.dumps(result, indent=1).encode())

@@ -33,7 +33,7 @@ from .data import get_dataset
 from .evaluate import evaluate
 from .train import TrainConfig, train
 
-__all__ = ["Grid", "Run", "read_grid", "read_rows", "run_grid", "write_rows"]
+__all__ = ["Grid", "Run", "read_grid", "read_rows", "row_key", "run_grid", "write_rows"]
 
 GATINGS = ("backbone", "dense", "narrow", "shallow", "layer", "channel", "both")
 _FROM_SCRATCH = ("backbone", "narrow", "shallow")
@@ -162,13 +162,25 @@ def _listed(value: Any) -> list[Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, without its header; none if there is no file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    try:
-        rows = [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"grid: {path} is damaged ({error}); restore or remove it") from error
-    return [row for row in rows if not row.get("header")]
+    """The rows of a JSONL file, without its header; none if there is no file.
+
+    Raises:
+        ValueError: a line is no JSON object, or does not say of which run it is.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
+        try:
+            row = json.loads(line)
+            if not row.get("header"):
+                row_key(row)
+                rows.append(row)
+        except KeyError as error:
+            raise ValueError(f"grid: {path} is damaged: line {number} has no {error}") from error
+        except (ValueError, AttributeError) as error:
+            raise ValueError(
+                f"grid: {path} is damaged, line {number} ({error}); restore or remove it"
+            ) from error
+    return rows
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -177,7 +189,8 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     write_atomic(path, ("\n".join(lines) + "\n").encode())
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str, float, int]:
+def row_key(row: dict[str, Any]) -> tuple[str, str, float, int]:
+    """The key of the run that a row is of."""
     return row["network"], row["gating"], row["target"], row["seed"]
 
 
@@ -199,7 +212,7 @@ def run_grid(grid: Grid, work: str | Path, jobs: int = 1, only: str = "") -> lis
     rows = read_rows(grid.rows)
     wanted = [run for run in grid.runs if only in run.name]
     needed = {run.start for run in wanted} | {run.key for run in wanted}
-    finished = {_key(row) for row in rows}
+    finished = {row_key(row) for row in rows}
     waiting = [run for run in grid.runs if run.key in needed and run.key not in finished]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     running: dict[Future[dict[str, Any]], Run] = {}
@@ -213,7 +226,8 @@ def run_grid(grid: Grid, work: str | Path, jobs: int = 1, only: str = "") -> lis
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     finished.add(running.pop(future).key)
-                    rows.append(future.result())
+                    # Read anew: others may have measured meanwhile, see `measure_grid`.
+                    rows = [*read_rows(grid.rows), future.result()]
                     write_rows(grid.rows, rows)
                     print(_line(rows[-1]), flush=True)
         except BaseException:  # SIGINT, or a run that failed: the others save what they have
@@ -235,8 +249,8 @@ def train_run(run: Run, checkpoints: Path, work: Path, threads: int) -> dict[str
     Returns:
         Its row: network, gating, target, seed, accuracy (test), macs (mean of an image), mac_ratio (of the
         named network's dense MACs to these), resource and resource_share (of its own dense cost, in what it
-        was trained to), validation_accuracy, exit_accuracy, seconds, checkpoint, ms_b1
-        and ms_b32 (None until they are measured).
+        was trained to), validation_accuracy, exit_accuracy, seconds, checkpoint, ms_b1 and ms_b32 (None until
+        `measure_grid` has measured them).
     """
     torch.set_num_threads(threads)
     began = perf_counter()

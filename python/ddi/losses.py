@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,12 @@ from .record import Record
 __all__ = ["branch_loss", "budget_loss"]
 
 
-def budget_loss(rec: Record, target: float, resource: str | Resource = "macs") -> Tensor:
+def budget_loss(
+    rec: Record,
+    target: float,
+    resource: str | Resource = "macs",
+    mean: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Sign-controlled resource penalty of Dual Dynamic Inference (arXiv 1907.04523).
 
     s * mean(cost) / dense cost, s = +1 while the batch's measured share is above the target and -1 at or
@@ -25,6 +30,8 @@ def budget_loss(rec: Record, target: float, resource: str | Resource = "macs") -
         rec: of the training step's forward pass, taken with gradients enabled.
         target: wanted share of the dense cost, in (0, 1].
         resource: "macs", "ms", "joules", or a `ddi.cost.Resource`; see `Record.cost`.
+        mean: takes a scalar's mean over the processes that a batch is spread over, so that the sign is that
+            of the whole batch in all of them; None: this process has all of it.
 
     Returns:
         Scalar to weigh and add to the task loss.
@@ -39,8 +46,13 @@ def budget_loss(rec: Record, target: float, resource: str | Resource = "macs") -
     """
     if not 0.0 < target <= 1.0:
         raise ValueError(f"budget_loss: target must lie in (0, 1], got {target!r}")
-    share = rec.cost(resource).share
-    return share if share.item() > target else -share
+    return signed(rec.cost(resource).share, target, mean)
+
+
+def signed(share: Tensor, target: float, mean: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """A share with the sign of its penalty, which the mean share of the whole batch decides."""
+    measured = share.detach() if mean is None else mean(share.detach())
+    return share if measured.item() > target else -share
 
 
 def branch_loss(logits: Sequence[Tensor], labels: Tensor, equalise: bool = True) -> Tensor:

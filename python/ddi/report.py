@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "figure_png",
     "new_figure",
     "plot_accuracy_vs_macs",
     "plot_macs_histogram",
     "plot_open_by_class",
     "plot_samples",
     "plot_sweep",
+    "save_figure",
     "write_figures",
 ]
 
@@ -51,11 +51,11 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def figure_png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    write_atomic(path, buffer.getvalue())
 
 
 def write_figures(
@@ -81,7 +81,7 @@ def write_figures(
         "open_by_class": plot_open_by_class(gated, split.labels),
     }
     for name, figure in figures.items():
-        write_atomic(out / f"{name}.png", figure_png(figure))
+        save_figure(figure, out / f"{name}.png")
 
 
 def _thirds(difficulty: Tensor) -> list[Tensor]:

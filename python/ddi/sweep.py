@@ -16,7 +16,7 @@ from ddi_kernels import engine
 
 from .checkpoint import write_atomic
 from .freeze_checkpoint import FreezeConfig, freeze_checkpoint
-from .report import figure_png, plot_sweep
+from .report import plot_sweep, save_figure
 from .run_plan import RunConfig, run_plan
 
 __all__ = ["sweep"]
@@ -66,7 +66,7 @@ def sweep(
         rows.append(_row("ms", None, whole))
     summary = {"checkpoint": str(checkpoint), "rows": rows}
     write_atomic(Path(out) / "sweep.json", json.dumps(summary, indent=1).encode())
-    write_atomic(Path(out) / "sweep.png", figure_png(plot_sweep(rows)))
+    save_figure(plot_sweep(rows), Path(out) / "sweep.png")
     return summary
 
 

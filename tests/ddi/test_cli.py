@@ -230,7 +230,10 @@ def test_usage_mistakes_exit_2(arguments, capsys):
     assert stopped.value.code == 2 and "error:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ("demo", "train", "eval", "calibrate", "freeze", "run", "env"))
+VERBS = ("demo", "train", "grid", "eval", "calibrate", "freeze", "run", "report", "env")
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_takes_json_and_seed(verb, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([verb, "--help"])

@@ -1,13 +1,18 @@
 """Grids of trainings: what a file stands for, rows and checkpoints of finished runs, going on."""
 
+import dataclasses
 import json
 
 import pytest
 
 import ddi
+from ddi import measure_grid as measuring_module
 from ddi.cli import main
 from ddi.data import get_dataset
-from ddi.grid import read_grid, read_rows, run_grid
+from ddi.grid import read_grid, read_rows, row_key, run_grid, write_rows
+from ddi.measure_grid import measure_grid
+from ddi.timing import Timing
+from ddi_kernels import collect_env
 
 GRID = """
 rows = "rows.jsonl"
@@ -134,3 +139,84 @@ def test_a_damaged_row_file_is_not_written_over(tmp_path, capsys):
     assert main(["grid", str(path)]) == 2
     assert "rows.jsonl is damaged" in capsys.readouterr().err
     assert (tmp_path / "rows.jsonl").read_text() == '{"network": '
+
+
+@pytest.mark.parametrize("line", ["3", "\x00", '{"gating": "both"}'])
+def test_rows_that_are_none(tmp_path, line):
+    (tmp_path / "rows.jsonl").write_text('{"header": true}\n' + line)
+    with pytest.raises(ValueError, match="rows.jsonl is damaged.* line 2"):
+        read_rows(tmp_path / "rows.jsonl")
+
+
+# Measuring.
+
+
+@pytest.fixture
+def unmeasured(finished, tmp_path):
+    """The finished grid with a file of its rows that is this test's own."""
+    grid = finished[1]
+    keys = {run.key for run in grid.runs}
+    write_rows(tmp_path / "rows.jsonl", [row for row in read_rows(grid.rows) if row_key(row) in keys])
+    return dataclasses.replace(grid, rows=tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("only", ["narrow", ""])
+def test_rows_without_times_are_measured(unmeasured, monkeypatch, only):
+    calls = []
+
+    def measure(providers, pool, batch, threads, passes):
+        assert len(pool) == 256 and (threads, passes) == (1, 5)
+        data = get_dataset("digits32")
+        assert (pool == data.normalize(data.test().images[:256])).all()
+        (network,) = providers.values()
+        assert network(pool[:batch]).shape == (batch, 10)
+        calls.append(batch)
+        return {"engine": Timing.of([1.0, 2.0, 3.0 * batch, 4.0 * batch, 5.0 * batch])}
+
+    monkeypatch.setattr(measuring_module, "measure", measure)
+    before = read_rows(unmeasured.rows)
+    done = {"ms_b1": 7.0, "ms_b32": 8.0}
+    write_rows(unmeasured.rows, [before[0] | done, *before[1:]])
+    rows = measure_grid(unmeasured, only)
+    assert rows == read_rows(unmeasured.rows) and rows[0] == before[0] | done
+    for row, old in zip(rows[1:], before[1:], strict=True):
+        if row["gating"] == "narrow" or not only:
+            times = {"ms_b1": 3.0, "ms_b32": 96.0}
+            assert row == old | times | {"measured_on": collect_env()["system"]["cpu"]}
+        else:
+            assert row == old
+    assert calls == [1, 32] * (1 if only else 3)
+    measure_grid(unmeasured, only)
+    assert len(calls) == 2 * (1 if only else 3)  # nothing is measured twice
+
+
+def test_a_measurement_that_breaks_off_keeps_what_it_has(unmeasured, monkeypatch):
+    """Trainings that end meanwhile keep their rows, too."""
+    calls, rows = [], read_rows(unmeasured.rows)
+    late = rows[0] | {"seed": 9}
+
+    def measure(providers, pool, batch, threads, passes):
+        calls.append(batch)
+        if len(calls) == 1:
+            write_rows(unmeasured.rows, [*rows, late])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return {"engine": Timing.of([1.0])}
+
+    monkeypatch.setattr(measuring_module, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        measure_grid(unmeasured)
+    found = read_rows(unmeasured.rows)
+    assert [row["ms_b32"] for row in found] == [1.0, None, None, None, None] and found[-1] == late
+
+
+def test_measuring_by_the_command(unmeasured, finished, tmp_path, capsys):
+    text = (finished[0] / "grid.toml").read_text()
+    text = text.replace('"checkpoints"', f'"{finished[1].checkpoints}"')
+    (tmp_path / "grid.toml").write_text(text)
+    assert main(["grid", str(tmp_path / "grid.toml"), "--measure", "--only", "narrow"]) == 0
+    measured = [row for row in read_rows(unmeasured.rows) if row["ms_b1"] is not None]
+    assert [row["gating"] for row in measured] == ["narrow"] and measured[0]["ms_b1"] > 0
+    write_rows(unmeasured.rows, [row | {"checkpoint": "no"} for row in read_rows(unmeasured.rows)])
+    assert main(["grid", str(tmp_path / "grid.toml"), "--measure"]) == 2
+    assert "no such file" in capsys.readouterr().err

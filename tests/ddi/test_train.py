@@ -1,6 +1,5 @@
 """Training: reproducible, resumable to the step, interruptible, and it reaches its MAC target."""
 
-import json
 import os
 import signal
 
@@ -11,6 +10,7 @@ import ddi
 from ddi.checkpoint import CheckpointError, read_tensors, write_tensors
 from ddi.train import Interrupted, TrainConfig, train
 from ddi.train import trainer as trainer_module
+from ddi.train.history import read_history, without_times
 from ddi.train.trainer import Trainer
 from ddi_kernels import tables
 from ddi_kernels.latency import ConvShape, Grid, LatencyTable, Row
@@ -44,10 +44,10 @@ def finished(tmp_path_factory):
 
 def test_stages_history_and_files(finished):
     out, last = finished
-    history = json.loads((out / "history.json").read_text())["history"]
+    history = read_history(out)
     assert [h["stage"] for h in history] == ["backbone", "gates", "joint", "joint"]
     assert last == history[-1]
-    assert sorted(p.name for p in out.iterdir()) == ["history.json", "model.safetensors"]
+    assert sorted(p.name for p in out.iterdir()) == ["history.jsonl", "model.safetensors"]
     model, meta = ddi.load_model(out / "model.safetensors")
     assert meta["train"]["gates"] == TINY["gates"] and hasattr(model, "ddi_gates")
 
@@ -72,9 +72,10 @@ def test_sigint_saves_and_resume_ends_where_the_whole_run_ends(finished, tmp_pat
     monkeypatch.setattr(Trainer, "_loss", loss)
     with pytest.raises(Interrupted, match="--resume"):
         train(TrainConfig(**TINY), tmp_path, progress_bar=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["history.jsonl", "state.safetensors"]
     train(TrainConfig(**TINY), tmp_path, resume=True, progress_bar=False)
     assert same(weights(tmp_path), weights(finished[0]))
+    assert without_times(read_history(tmp_path)) == without_times(read_history(finished[0]))
 
 
 def test_resume_refuses_another_configuration_and_a_damaged_state(tmp_path, monkeypatch):
@@ -136,9 +137,9 @@ def resource_values(resource, table_file):
 def test_the_joint_stage_is_held_to_a_share_of_the_resource(resource, tmp_path, table_file, monkeypatch):
     seen = []
 
-    def loss(rec, target, price):
+    def loss(rec, target, price, mean):
         seen.append((price.name, target))
-        return ddi.budget_loss(rec, target, price)
+        return ddi.budget_loss(rec, target, price, mean)
 
     monkeypatch.setattr(trainer_module, "budget_loss", loss)
     values = TINY | dict(mac_target=0.4, anneal=0.0, joint_epochs=1, backbone_epochs=0, batch_size=512)
@@ -146,7 +147,7 @@ def test_the_joint_stage_is_held_to_a_share_of_the_resource(resource, tmp_path, 
     last = train(TrainConfig(**values), tmp_path / "run", progress_bar=False)
     steps = len(seen) // 2
     assert seen == [("macs", 1.0)] * steps + [(resource, 0.4)] * steps  # the gates stage opens everything
-    history = json.loads((tmp_path / "run/history.json").read_text())["history"]
+    history = read_history(tmp_path / "run")
     assert all({"mac_ratio", "resource_share"} <= set(entry) for entry in history) and len(history) == 2
     model, meta = ddi.load_model(tmp_path / "run/model.safetensors")
     assert meta["train"]["resource"] == resource

@@ -35,10 +35,12 @@ class TrainConfig:
             in the joint stage; on scene_digits that left a network gated to 0.3 of its MACs underfit.
         gate_lr: learning rate of Adam for the gates (their gradients differ by orders of magnitude between
             layer and channel bits, which plain SGD at one rate cannot serve).
+        batch_size: images a step; of all processes together.
         budget_weight: factor of `budget_loss`.
         anneal: share of the joint stage over which the target falls from 1 to mac_target.
         precision: "fp32", or "bf16" for mixed precision (torch.autocast; weights, losses and gates stay
             float32): 1.5 times as fast on CPUs with AVX512-BF16.
+        device: "cpu", "cuda", or a GPU as "cuda:1"; for several processes "cuda" is a GPU each.
     """
 
     model: str = "cifar_resnet38"
