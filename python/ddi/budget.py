@@ -159,11 +159,20 @@ class _Call:
 
     def _go(self, costs: list[Any], rest: list[float]) -> None:
         """Pays for what comes next, or halts. Before the first exit nothing can halt."""
-        if self.exit >= 0 and not all(m.fits(r) for m, r in zip(self.meters, rest, strict=True)):
-            back = [cost + self._head(meter) for meter, cost in zip(self.meters, costs, strict=True)]
-            if not all(meter.fits(cost) for meter, cost in zip(self.meters, back, strict=True)):
-                raise _Halt
+        back = [cost + self._head(meter) for meter, cost in zip(self.meters, costs, strict=True)]
+        if self.exit >= 0 and not (self._fit(rest) or self._fit(back)) and self._may_halt():
+            raise _Halt
         self._spend(costs)
+
+    def _fit(self, costs: list[Any]) -> bool:
+        return all(meter.fits(cost) for meter, cost in zip(self.meters, costs, strict=True))
+
+    def _may_halt(self) -> bool:
+        """Whether the last exit can still answer. Not where that would exceed what is counted: that much was
+        spent because the next exit is certain to be within it, and a deadline is then missed.
+        """
+        counters = [meter for meter in self.meters if isinstance(meter, _Counter)]
+        return all(counter.fits(self._head(counter)) for counter in counters)
 
     def before_gate(self, gates: Gate, site: GateSite, shape: torch.Size) -> None:
         costs = [meter.gate(gates, site, shape) for meter in self.meters]
@@ -186,7 +195,8 @@ class _Call:
     def _reach(self, features: Tensor) -> None:
         """Passes an exit, or halts at the one before it."""
         following = self.exit + 1
-        if following > 0 and not all(meter.fits(meter.costs.heads[following]) for meter in self.meters):
+        heads = [meter.costs.heads[following] for meter in self.meters]
+        if following > 0 and not self._fit(heads) and self._may_halt():
             raise _Halt
         self.exit, self.features, self.logits = following, features, None
         if following == self.until < len(self.model.exits):

@@ -12,10 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .grid import GATINGS, read_rows
+from .cost import RESOURCES
+from .grid import GATED, GATINGS, read_rows
 
-__all__ = ["Point", "compare", "curve", "format_comparison", "macs_needed", "points_of", "read_results"]
+__all__ = [
+    "Point",
+    "compare",
+    "curve",
+    "format_comparison",
+    "gatings",
+    "macs_needed",
+    "points_of",
+    "read_results",
+]
 
+# A gating that was held to another resource than multiply-adds is one of its own.
+LABELS = (*GATINGS, *(f"{gating}, {other}" for gating in GATED for other in RESOURCES if other != "macs"))
 _NUMBERS = ("target", "seed", "accuracy", "macs", "mac_ratio")
 
 
@@ -24,7 +36,7 @@ class Point:
     """One network, gating and target over its seeds.
 
     Args:
-        network, gating, target: see `ddi.grid.Run`.
+        network, gating, target: see `ddi.grid.Run`; "both, ms" is a gating held to milliseconds.
         seeds: how many.
         accuracy: mean on the test images, and `low` and `high` its extremes.
         macs, mac_ratio: means.
@@ -76,9 +88,14 @@ def points_of(rows: Sequence[dict[str, Any]]) -> list[Point]:
     dense = {(row["network"], row["seed"]): row["accuracy"] for row in rows if row["gating"] == "dense"}
     groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["network"], row["gating"], row["target"]), []).append(row)
+        groups.setdefault((row["network"], _label(row), row["target"]), []).append(row)
     found = [_point(key, group, dense) for key, group in groups.items()]
-    return sorted(found, key=lambda p: (networks.index(p.network), GATINGS.index(p.gating), -p.target))
+    return sorted(found, key=lambda p: (networks.index(p.network), LABELS.index(p.gating), -p.target))
+
+
+def _label(row: dict[str, Any]) -> str:
+    resource = row.get("resource", "macs")
+    return row["gating"] if resource == "macs" else f"{row['gating']}, {resource}"
 
 
 def _point(
@@ -142,7 +159,7 @@ def compare(points: Sequence[Point]) -> list[dict[str, Any]]:
     """
     found = []
     for point in (p for p in points if p.gating != "backbone"):
-        others = [name for name in _gatings(points, point.network) if name not in (point.gating, "dense")]
+        others = [name for name in gatings(points, point.network) if name not in (point.gating, "dense")]
         for other in others:
             line = curve(points, point.network, other)
             needed = macs_needed(line, point.accuracy)
@@ -159,10 +176,10 @@ def compare(points: Sequence[Point]) -> list[dict[str, Any]]:
     return found
 
 
-def _gatings(points: Sequence[Point], network: str) -> list[str]:
+def gatings(points: Sequence[Point], network: str) -> list[str]:
     """That have a curve, in order."""
     there = {p.gating for p in points if p.network == network} - {"backbone"}
-    return [name for name in GATINGS if name in there]
+    return [name for name in LABELS if name in there]
 
 
 def format_comparison(title: str, points: Sequence[Point]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .comparison import Point, compare, curve, format_comparison, points_of, read_results
+from .comparison import Point, compare, curve, format_comparison, gatings, points_of, read_results
 from .report import new_figure, save_figure
 from .train.history import read_history
 
@@ -156,10 +156,11 @@ def plot_comparison(points: Sequence[Point], network: str) -> Figure:
 
 def _draw_gatings(axes: Axes, points: Sequence[Point], name: str) -> None:
     """A line for each gating up to the dense network, which is a square, by an attribute of points."""
-    for gating, colour in _COLOURS.items():
-        if any(point.gating == gating for point in points):
-            line = curve(points, points[0].network, gating)
-            _draw_line(axes, line, name, color=colour, fmt="o-", label=gating)
+    network = points[0].network
+    for gating in gatings(points, network):
+        if gating != "dense":
+            line = curve(points, network, gating)
+            _draw_line(axes, line, name, color=_COLOURS.get(gating), fmt="o-", label=gating)
     dense = [point for point in points if point.gating == "dense"]
     _draw_line(axes, dense, name, color="black", fmt="s", label="dense", zorder=3)
 

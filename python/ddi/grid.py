@@ -37,7 +37,11 @@ __all__ = ["Grid", "Run", "read_grid", "read_rows", "row_key", "run_grid", "writ
 
 GATINGS = ("backbone", "dense", "narrow", "shallow", "layer", "channel", "both")
 _FROM_SCRATCH = ("backbone", "narrow", "shallow")
-_GATED = ("layer", "channel", "both")
+GATED = ("layer", "channel", "both")
+
+
+Key = tuple[str, str, float, int, str]
+"""Network, gating, target, seed and resource: what tells the runs of a grid apart."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class Run:
         gating: "backbone", the start of the others; "dense", "narrow" or "shallow" networks without gates;
             gates on "layer", "channel" or "both". Those of a DenseNet are "both": it skips a layer by closing
             all its channels.
-        target: wanted share of the dense MACs; 1.0 where nothing is gated, for "narrow" and "shallow" what
-            `model_kwargs` were chosen for.
+        target: wanted share of the dense MACs, or of the resource in `train`; 1.0 where nothing is gated, for
+            "narrow" and "shallow" what `model_kwargs` were chosen for.
         seed: of weights, images and order.
         model_kwargs: more for `create_model`, e.g. {"width": 8}.
         group_size: channels per gate bit.
@@ -70,20 +74,25 @@ class Run:
             raise ValueError(f"grid: unknown gating {self.gating!r}; allowed: {', '.join(GATINGS)}")
 
     @property
-    def key(self) -> tuple[str, str, float, int]:
-        """What tells the runs of a grid apart."""
-        return self.network, self.gating, self.target, self.seed
+    def resource(self) -> str:
+        """What gates are held to; "macs" where there are none."""
+        return self.train.get("resource", "macs") if self.gating in GATED else "macs"
+
+    @property
+    def key(self) -> Key:
+        return self.network, self.gating, self.target, self.seed, self.resource
 
     @property
     def name(self) -> str:
         """Of its checkpoint and its folder."""
         share = f"_{self.target:g}" if self.target < 1 else ""
-        return f"{self.network}_{self.gating}{share}_s{self.seed}"
+        resource = "" if self.resource == "macs" else f"_{self.resource}"
+        return f"{self.network}_{self.gating}{share}{resource}_s{self.seed}"
 
     @property
-    def start(self) -> tuple[str, str, float, int] | None:
+    def start(self) -> Key | None:
         """The key of the run whose network this one goes on with."""
-        return None if self.gating in _FROM_SCRATCH else (self.network, "backbone", 1.0, self.seed)
+        return None if self.gating in _FROM_SCRATCH else (self.network, "backbone", 1.0, self.seed, "macs")
 
     def config(self, checkpoints: Path) -> TrainConfig:
         """What to train, where checkpoints of other runs lie in a folder."""
@@ -189,9 +198,9 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     write_atomic(path, ("\n".join(lines) + "\n").encode())
 
 
-def row_key(row: dict[str, Any]) -> tuple[str, str, float, int]:
+def row_key(row: dict[str, Any]) -> Key:
     """The key of the run that a row is of."""
-    return row["network"], row["gating"], row["target"], row["seed"]
+    return row["network"], row["gating"], row["target"], row["seed"], row.get("resource", "macs")
 
 
 def run_grid(grid: Grid, work: str | Path, jobs: int = 1, only: str = "") -> list[dict[str, Any]]:
@@ -264,7 +273,7 @@ def train_run(run: Run, checkpoints: Path, work: Path, threads: int) -> dict[str
     result = evaluate(model, data, data.test(), resource=resource)
     dense = dense_macs(create_model(run.network), (1, *data.image_shape))
     return {
-        **dict(zip(("network", "gating", "target", "seed"), run.key, strict=True)),
+        **dict(zip(("network", "gating", "target", "seed"), run.key, strict=False)),
         "accuracy": result.accuracy,
         "macs": round(result.macs.mean().item()),
         "mac_ratio": round(dense / result.macs.mean().item(), 4),
@@ -274,7 +283,7 @@ def train_run(run: Run, checkpoints: Path, work: Path, threads: int) -> dict[str
         "ms_b32": None,
         "validation_accuracy": meta["validation_accuracy"],
         "exit_accuracy": result.exit_accuracy,
-        "group_size": run.group_size if run.gating in _GATED else None,
+        "group_size": run.group_size if run.gating in GATED else None,
         "seconds": round(perf_counter() - began),
         "checkpoint": target.name,
     }

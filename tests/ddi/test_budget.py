@@ -1,5 +1,7 @@
 """Budgets: multiply-adds are never exceeded, what can be spent is spent, and the engine halts alike."""
 
+import itertools
+
 import pytest
 import torch
 from gated_models import images, mixed_model
@@ -183,6 +185,23 @@ def test_deadlines_halt_early_or_not_at_all(model):
     late = {key: _slower(value) for key, value in model.__dict__["_ddi_exit_ms"].items()}
     model.__dict__["_ddi_exit_ms"].update(late)
     assert ddi.budget(model, images(1), Budget(ms=costs.worst(0) + 1000)).exit == 0
+
+
+def test_a_deadline_never_makes_a_call_exceed_its_macs(monkeypatch):
+    """Behind an exit whose answer no longer fits, the next one has to be reached, however late it is."""
+    model, x = plain(), images(1)
+    model.exits[0] = ddi.ExitHead(8, 10, side=32, width=256).eval()  # dearer than the blocks behind it
+    costs = exit_costs(model, x.shape)
+    exit_ms(model, x)
+    limit, exits = costs.worst(0), set()
+    assert costs.worst(1) < limit
+    for late in range(40):  # the clock goes forward by a second whenever it is looked at
+        ticks = itertools.count()
+        monkeypatch.setitem(_Clock.elapsed.__globals__, "perf_counter", lambda ticks=ticks: 1.0 * next(ticks))
+        answer = ddi.budget(model, x, Budget(macs=limit, ms=1e3 * late + 1e3))
+        assert answer.macs.max() <= limit
+        exits.add(answer.exit)
+    assert exits >= {0, 1}
 
 
 def _slower(costs):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ddi.cli import main
-from ddi.comparison import compare, curve, macs_needed, points_of, read_results
+from ddi.comparison import compare, curve, format_comparison, macs_needed, points_of, read_results
 from ddi.curves import draw_report, plot_comparison, plot_history
 
 HEADER = {"header": True, "system": {}}
@@ -219,3 +219,11 @@ def test_missing_matplotlib_names_the_extra(tmp_path, capsys, monkeypatch):
     assert main(["report", str(run_folder(tmp_path / "run", [line(1)])), "--out", str(tmp_path / "out")]) == 2
     assert "pip install ddi-kernels[report]" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gating_held_to_another_resource_has_a_curve_of_its_own():
+    rows = [row("dense", 1.0, 0, 0.9, 40e6), row("both", 0.5, 0, 0.8, 20e6)]
+    points = points_of([*rows, row("both", 0.5, 0, 0.85, 22e6, resource="ms")])
+    assert [p.gating for p in points] == ["dense", "both", "both, ms"]
+    assert [round(p.accuracy, 2) for p in curve(points, points[0].network, "both, ms")] == [0.85, 0.9]
+    assert "both, ms" in format_comparison("rows", points)

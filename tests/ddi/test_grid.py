@@ -79,6 +79,23 @@ def test_what_a_file_stands_for(tmp_path):
     assert epochs == [2, 2, 3, 1]
 
 
+def test_a_run_held_to_another_resource_is_another_run(tmp_path):
+    text = (
+        GRID
+        + """
+[[runs]]
+network = "cifar_resnet8"
+gating = ["both", "dense"]
+target = 0.5
+seed = 0
+resource = "joules"
+"""
+    )
+    *_, joules = (runs := read_grid(write(tmp_path, text)).runs)
+    assert joules.name == "cifar_resnet8_both_0.5_joules_s0" and joules.config(tmp_path).resource == "joules"
+    assert len(runs) == 8  # dense networks are held to nothing
+
+
 def test_rows_say_what_the_checkpoints_do(finished):
     folder, grid = finished
     rows = read_rows(grid.rows)
