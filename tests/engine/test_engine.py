@@ -158,6 +158,7 @@ def test_what_an_exit_computes_is_computed_without_it(tmp_path: Path) -> None:
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         assert_close(frozen(x), model(x))
+        assert_close(frozen(x, confidence=1), model(x))
 
 
 def test_many_threads_share_one_engine(tmp_path: Path) -> None:
