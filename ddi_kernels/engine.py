@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
+import sys
 import threading
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -30,13 +32,18 @@ class Report:
 
     Args:
         exit: the classifier that answered; the last one is the whole network's.
-        macs: of each sample, gates and classifier included.
+        macs: of each sample, gates and classifiers included.
+        weight_bytes, activation_bytes: of each sample, that its multiply-adds need (docs/engine.md).
+        joules: of each sample by the call's energy, None without it.
         decisions: uint8[N, decision_bytes], the bits of every gate, 0 for those that were not reached.
         step_ms: milliseconds of each step of the network, by name, of those that were run.
     """
 
     exit: int
     macs: list[int]
+    weight_bytes: list[int]
+    activation_bytes: list[int]
+    joules: list[float] | None
     decisions: Tensor
     step_ms: dict[str, float]
 
@@ -50,13 +57,40 @@ def _capsule(array: Any, name: str) -> Any:
     return array.__dlpack__()
 
 
-def _budgets(max_macs: Any, deadline_ms: Any) -> tuple[int, float]:
-    """Both as the module takes them, negative for none."""
-    if max_macs is not None and not (isinstance(max_macs, Integral) and 0 <= int(max_macs) < 2**63):
-        raise argument_error("engine", "max_macs", repr(max_macs), "an int from 0 to 2**63 - 1, or None")
-    if deadline_ms is not None and not (isinstance(deadline_ms, Real) and float(deadline_ms) >= 0):
-        raise argument_error("engine", "deadline_ms", repr(deadline_ms), "milliseconds from 0 on, or None")
-    return -1 if max_macs is None else int(max_macs), -1.0 if deadline_ms is None else float(deadline_ms)
+def _whole(name: str, value: Any) -> int:
+    """As the module takes it, negative for None."""
+    if value is None:
+        return -1
+    if not (isinstance(value, Integral) and 0 <= int(value) < 2**63):
+        raise argument_error("engine", name, repr(value), "an int from 0 to 2**63 - 1, or None")
+    return int(value)
+
+
+def _real(name: str, value: Any, most: float, expected: str) -> float:
+    """As the module takes it, negative for None."""
+    if value is None:
+        return -1.0
+    if not (isinstance(value, Real) and 0 <= float(value) <= most):
+        raise argument_error("engine", name, repr(value), f"{expected}, or None")
+    return float(value)
+
+
+def _coefficients(energy: Any, dtype: str) -> tuple[float, ...]:
+    """As the module takes them, negative for None."""
+    if energy is None:
+        return (-1.0, -1.0, -1.0)
+    values = energy.coefficients(dtype) if hasattr(energy, "coefficients") else energy
+    try:
+        found = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        found = ()
+    if len(found) != 3 or not all(0 <= value < math.inf for value in found):
+        expected = (
+            "three finite numbers from 0 on, joules per MAC, weight byte and activation byte, or a model"
+        )
+        remedy = "A model has coefficients(dtype), which returns them." if values is energy else ""
+        raise argument_error("engine", "energy", repr(values), expected, remedy)
+    return found
 
 
 def _module() -> Any:
@@ -95,12 +129,14 @@ class Engine:
 
     Attributes:
         input_shape: (channels, height, width) of an image.
+        dtype: "fp32", "bf16" or "int8", as the network was frozen.
         classes: logits of a sample.
         gates: of each gated block its name, whether it has a layer bit (`keep`), the bits of its masks
             (`groups`) and the channels a bit stands for; their bits follow one another in a decision.
         decision_bytes: bits of all gates.
         exits: names of the classifiers, the whole network's last.
-        exit_worst_macs: of each exit, the MACs of a sample with everything open.
+        exit_worst_work: of each exit, (MACs, weight bytes, activation bytes) of a sample, everything open.
+        exit_worst_macs: the MACs of these.
         dense_macs: of the network without its gates.
     """
 
@@ -111,11 +147,13 @@ class Engine:
         self._lock = threading.Lock()
         metadata = json.loads(network.metadata)
         self.input_shape: tuple[int, int, int] = network.input_shape
+        self.dtype: str = network.dtype
         self.classes: int = network.classes
         self.decision_bytes: int = network.decision_bytes
         self.gates: list[dict[str, Any]] = metadata["gates"]
         self.exits: list[str] = metadata["exits"]
-        self.exit_worst_macs: list[int] = network.exit_worst_macs
+        self.exit_worst_work: list[tuple[int, int, int]] = network.exit_worst_work
+        self.exit_worst_macs: list[int] = [macs for macs, _, _ in self.exit_worst_work]
         self.dense_macs: int = metadata["dense_macs"]
 
     def __call__(
@@ -123,7 +161,10 @@ class Engine:
         images: Any,
         *,
         max_macs: int | None = None,
+        max_joules: float | None = None,
+        energy: Any = None,
         deadline_ms: float | None = None,
+        confidence: float | None = None,
         decisions: Any = None,
         report: bool = False,
     ) -> Any:
@@ -132,8 +173,13 @@ class Engine:
         Args:
             images: float32[N, C, H, W] on the CPU, torch.Tensor or numpy.ndarray, of any strides.
             max_macs: multiply-adds of a sample, never exceeded: all samples halt at the last exit that fits.
+            max_joules: of a sample by `energy`, never exceeded, in the same way.
+            energy: joules per (MAC, byte of weights, byte of activations), or an object whose
+                coefficients(Engine.dtype) returns them.
             deadline_ms: milliseconds of the call; checked before every step, and held as well as the machine
-                allows.
+                allows. Limits may be combined.
+            confidence: 0 to 1; the call halts at the first exit where each sample's largest probability is at
+                least as large. Exits that are asked and not certain are paid for.
             decisions: bool or uint8[N, decision_bytes] in place of the gates' own bits; the gates run all
                 the same.
             report: also return what the call did.
@@ -142,20 +188,36 @@ class Engine:
             Logits float32[N, classes], an array of the images' kind; with `report`, (logits, Report).
 
         Raises:
-            ValueError: an argument has the wrong shape, type or size, or no exit fits into max_macs.
+            ValueError: an argument has the wrong shape, type or size, or no exit fits into max_macs or
+                max_joules.
+
+        Example:
+            >>> logits = engine(images, max_joules=2e-3, energy=(3e-12, 2e-11, 2e-11))  # doctest: +SKIP
+            >>> logits, report = engine(images, confidence=0.9, report=True)  # doctest: +SKIP
         """
         x = _capsule(images, "images")
         shape = (len(images) if images.ndim else 0, self.classes)
         is_torch = isinstance(images, Tensor)
         logits: Any = torch.empty(shape, dtype=torch.float32) if is_torch else np.empty(shape, np.float32)
         bits = None if decisions is None else _capsule(decisions, "decisions")
-        budgets = _budgets(max_macs, deadline_ms)
+        options = self._options(max_macs, max_joules, energy, deadline_ms, confidence)
         session = self._take()
         try:
-            session.run(x, _capsule(logits, "logits"), *budgets, bits, report)
+            session.run(x, _capsule(logits, "logits"), *options, bits, report)
             return (logits, self._report(session, shape[0])) if report else logits
         finally:
             self._give(session)
+
+    def _options(self, macs: Any, joules: Any, energy: Any, ms: Any, confidence: Any) -> tuple[Any, ...]:
+        if joules is not None and energy is None:
+            raise argument_error("engine", "energy", "None", "a model, which max_joules needs")
+        return (
+            _whole("max_macs", macs),
+            _real("max_joules", joules, sys.float_info.max, "finite joules from 0 on"),
+            _coefficients(energy, self.dtype),
+            _real("deadline_ms", ms, math.inf, "milliseconds from 0 on"),
+            _real("confidence", confidence, 1, "a probability from 0 to 1"),
+        )
 
     def _take(self) -> Any:
         with self._lock:
@@ -173,6 +235,9 @@ class Engine:
         return Report(
             session.exit,
             session.macs(count),
+            session.weight_bytes(count),
+            session.activation_bytes(count),
+            session.joules(count),
             torch.from_numpy(bits.copy()),
             {name: ms for name, ms in steps if ms >= 0},
         )

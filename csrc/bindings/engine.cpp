@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <optional>
 #include <string>
 
@@ -102,7 +104,8 @@ class Array {
 };
 
 void run(Session& session, const py::capsule& images, const py::capsule& logits, int64_t max_macs,
-         double deadline_ms, const std::optional<py::capsule>& decisions, bool trace) {
+         double max_joules, const std::array<double, 3>& energy, double deadline_ms,
+         double confidence, const std::optional<py::capsule>& decisions, bool trace) {
   const Array x(images, "images", 4), y(logits, "logits", 2);
   x.check_type(kFloat, 32, "float32");
   y.check_type(kFloat, 32, "float32");
@@ -117,7 +120,10 @@ void run(Session& session, const py::capsule& images, const py::capsule& logits,
   y.check_dense(x.size(0), network.classes());
   ddi::engine::RunOptions options;
   options.max_macs = max_macs;
+  options.max_joules = max_joules;
+  std::copy(energy.begin(), energy.end(), options.energy);
   options.deadline_ms = deadline_ms;
+  options.confidence = confidence;
   options.trace = trace;
   std::optional<Array> bits;
   if (decisions.has_value()) {
@@ -151,6 +157,12 @@ py::list to_list(const T* values, int64_t count) {
   return list;
 }
 
+// Of a plan, as energy models call it.
+const char* type_name(ddi::engine::PlanType type) {
+  static const char* const names[] = {"fp32", "bf16", "int8"};
+  return names[static_cast<int64_t>(type)];
+}
+
 template <class Steps>
 py::list names(const Steps& steps) {
   py::list list;
@@ -177,11 +189,15 @@ PYBIND11_MODULE(_engine, m) {
                                return py::make_tuple(b.channels, b.h, b.w);
                              })
       .def_property_readonly("classes", &Network::classes)
+      .def_property_readonly("dtype", [](const Network& n) { return type_name(n.graph().type); })
       .def_property_readonly("decision_bytes", &Network::decision_bytes)
       .def_property_readonly("steps", [](const Network& n) { return names(n.trunk()); })
-      .def_property_readonly("exit_worst_macs", [](const Network& n) {
+      .def_property_readonly("exit_worst_work", [](const Network& n) {
         py::list list;
-        for (const auto& exit : n.exits()) list.append(exit.worst_macs);
+        for (const auto& exit : n.exits()) {
+          const ddi::engine::Work& work = exit.worst_work;
+          list.append(py::make_tuple(work.macs, work.weight_bytes, work.activation_bytes));
+        }
         return list;
       });
 
@@ -192,10 +208,19 @@ PYBIND11_MODULE(_engine, m) {
            }),
            py::arg("network"), py::arg("max_batch"), py::arg("threads"))
       .def("run", &run, py::arg("images"), py::arg("logits"), py::arg("max_macs"),
-           py::arg("deadline_ms"), py::arg("decisions"), py::arg("trace"))
+           py::arg("max_joules"), py::arg("energy"), py::arg("deadline_ms"), py::arg("confidence"),
+           py::arg("decisions"), py::arg("trace"))
       .def_property_readonly("memory_bytes", &Session::memory_bytes)
       .def_property_readonly("exit", &Session::exit)
       .def("macs", [](const Session& s, int64_t n) { return to_list(s.macs(), n); })
+      .def("weight_bytes", [](const Session& s, int64_t n) { return to_list(s.weight_bytes(), n); })
+      .def("activation_bytes",
+           [](const Session& s, int64_t n) { return to_list(s.activation_bytes(), n); })
+      .def("joules",
+           [](const Session& s, int64_t n) -> py::object {
+             if (s.joules() == nullptr) return py::none();
+             return to_list(s.joules(), n);
+           })
       .def("decisions",
            [](const Session& s, int64_t n) {
              const auto* bits = reinterpret_cast<const char*>(s.decisions());

@@ -72,20 +72,20 @@ class BlockBase : public Op {
     add_uses();
   }
 
-  int64_t dense_macs() const override {
-    int64_t sum = shortcut_ == nullptr ? 0 : shortcut_->dense_macs();
-    for (const auto& part : branch_) sum += part->conv.dense_macs();
+  Work dense_work() const override {
+    Work sum = shortcut_ == nullptr ? Work{} : shortcut_->dense_work();
+    for (const auto& part : branch_) sum += part->conv.dense_work();
     return sum;
   }
 
-  int64_t macs(const Frame& frame, int64_t sample) const override {
-    if (keep_ != kNone && *(frame.at<uint8_t>(keep_) + sample) == 0) return 0;
-    int64_t sum = shortcut_ == nullptr ? 0 : shortcut_->dense_macs();
+  Work work(const Frame& frame, int64_t sample) const override {
+    if (keep_ != kNone && *(frame.at<uint8_t>(keep_) + sample) == 0) return {};
+    Work sum = shortcut_ == nullptr ? Work{} : shortcut_->dense_work();
     int64_t open = branch_[0]->conv.shape.ci;
     for (const auto& part : branch_) {
       const int64_t channels = part->conv.shape.co;
       const int64_t after = count_open(frame, part->mask, sample, channels, part->group_size);
-      sum += part->conv.macs(open, after);
+      sum += part->conv.work(open, after);
       open = after;
     }
     return sum;

@@ -114,13 +114,12 @@ class DenseLayerOp : public Op {
     }
   }
 
-  int64_t dense_macs() const override { return conv1_.dense_macs() + conv2_.dense_macs(); }
+  Work dense_work() const override { return chain_work(conv1_.shape.ci, conv2_.shape.co); }
 
-  int64_t macs(const Frame& frame, int64_t sample) const override {
+  Work work(const Frame& frame, int64_t sample) const override {
     const int64_t open = count_open(frame, out_open_, sample, conv2_.shape.co, group_size_);
-    if (open == 0) return 0;
-    const int64_t in = count_open(frame, in_mask_, sample, conv1_.shape.ci, 1);
-    return conv1_.macs(in, conv1_.shape.co) + conv2_.macs(conv2_.shape.ci, open);
+    if (open == 0) return {};
+    return chain_work(count_open(frame, in_mask_, sample, conv1_.shape.ci, 1), open);
   }
 
  private:
@@ -129,6 +128,12 @@ class DenseLayerOp : public Op {
   }
   static const Buffer& image(const Words& words, int64_t value) {
     return words.graph().buffer_of(value);
+  }
+
+  Work chain_work(int64_t open_in, int64_t open_out) const {
+    Work sum = conv1_.work(open_in, conv1_.shape.co);
+    sum += conv2_.work(conv2_.shape.ci, open_out);
+    return sum;
   }
 
   // The bit of each new channel.

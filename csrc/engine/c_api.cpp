@@ -58,7 +58,7 @@ void read(const uint8_t* plan, size_t bytes, ddi_network** network) {
 
 }  // namespace
 
-ddi_options ddi_default_options(void) { return {-1, -1, nullptr, 0}; }
+ddi_options ddi_default_options(void) { return {-1, -1, nullptr, 0, -1, {-1, -1, -1}, -1}; }
 
 ddi_status ddi_network_load(const char* path, ddi_network** network) {
   if (path == nullptr || network == nullptr) return missing("ddi_network_load", "an argument");
@@ -87,7 +87,7 @@ ddi_status ddi_network_describe(const ddi_network* network, ddi_network_info* in
            static_cast<int64_t>(n.exits().size()),
            static_cast<int64_t>(n.trunk().size()),
            n.decision_bytes(),
-           n.exits().back().worst_macs};
+           n.exits().back().worst_work.macs};
   return DDI_OK;
 }
 
@@ -137,6 +137,9 @@ ddi_status ddi_session_run(ddi_session* session, const ddi_images* images, float
       run.deadline_ms = options->deadline_ms;
       run.decisions = options->decisions;
       run.trace = options->trace != 0;
+      run.max_joules = options->max_joules;
+      std::memcpy(run.energy, options->energy, sizeof(run.energy));
+      run.confidence = options->confidence;
     }
     session->session.run(in, logits, run);
   });
@@ -145,7 +148,9 @@ ddi_status ddi_session_run(ddi_session* session, const ddi_images* images, float
 ddi_status ddi_session_report(const ddi_session* session, ddi_report* report) {
   if (session == nullptr || report == nullptr) return missing("ddi_session_report", "an argument");
   const ddi::engine::Session& s = session->session;
-  *report = {s.exit(), s.macs(), s.decisions(), s.step_ms()};
+  *report = {s.exit(),    s.macs(),         s.decisions(),
+             s.step_ms(), s.weight_bytes(), s.activation_bytes(),
+             s.joules()};
   return DDI_OK;
 }
 

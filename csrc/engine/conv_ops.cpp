@@ -69,10 +69,10 @@ class Conv2dOp : public Op {
     gated_conv2d(args, frame.threads, frame.parallel_for, room);
   }
 
-  int64_t dense_macs() const override { return conv_.dense_macs(); }
+  Work dense_work() const override { return conv_.dense_work(); }
 
-  int64_t macs(const Frame& frame, int64_t sample) const override {
-    return conv_.macs(count_open(frame, in_mask_, sample, conv_.shape.ci, 1), conv_.shape.co);
+  Work work(const Frame& frame, int64_t sample) const override {
+    return conv_.work(count_open(frame, in_mask_, sample, conv_.shape.ci, 1), conv_.shape.co);
   }
 
  private:
@@ -128,7 +128,7 @@ class LinearOp : public Op {
     activate_pixels(act, frame.threads, frame.parallel_for);
   }
 
-  int64_t dense_macs() const override { return conv_.dense_macs(); }
+  Work dense_work() const override { return conv_.dense_work(); }
 
  private:
   Conv2dShape shape(int64_t n) const {

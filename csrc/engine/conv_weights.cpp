@@ -10,8 +10,9 @@ namespace ddi::engine {
 namespace {
 
 constexpr int64_t kMaxKernel = 64;
-// Multiply-adds of a convolution; with it the sums of any plan's steps fit into 64 bits.
-constexpr double kMaxMacs = int64_t{1} << 45;
+// Multiply-adds of a convolution; with it the sums of any plan's steps, and of the bytes that they
+// read and write, fit into 64 bits.
+constexpr double kMaxMacs = int64_t{1} << 44;
 constexpr int64_t kMostProducts = (int64_t{1} << 17) - 1;  // of bytes, whose sum fits in int32
 
 Conv2dShape read_shape(Words& words, int64_t ci, int64_t h, int64_t w) {
@@ -136,9 +137,12 @@ GatedConv2d<T> ConvWeights<T>::args(int64_t n) const {
 }
 
 template <class T>
-int64_t ConvWeights<T>::macs(int64_t open_in, int64_t open_out) const {
+Work ConvWeights<T>::work(int64_t open_in, int64_t open_out) const {
+  constexpr int64_t kBytes = sizeof(T);
   const int64_t pixels = shape.out_h() * shape.out_w();
-  return pixels * shape.kh * shape.kw * (open_in * open_out / shape.groups);
+  const int64_t weights = shape.kh * shape.kw * (open_in * open_out / shape.groups);
+  const int64_t activations = open_in * shape.h * shape.w + open_out * pixels;
+  return {pixels * weights, kBytes * weights, kBytes * activations};
 }
 
 template struct ConvWeights<float>;

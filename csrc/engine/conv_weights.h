@@ -6,6 +6,7 @@
 
 #include "gated_conv2d.h"
 #include "plan_file.h"
+#include "work.h"
 
 namespace ddi::engine {
 
@@ -19,9 +20,9 @@ struct ConvWeights {
 
   // With weights and bias; masks, x and y are left to the caller.
   GatedConv2d<T> args(int64_t n) const;
-  // Multiply-adds of one sample with so many channels open.
-  int64_t macs(int64_t open_in, int64_t open_out) const;
-  int64_t dense_macs() const { return macs(shape.ci, shape.co); }
+  // On one sample with so many channels open; of closed ones nothing is read or written.
+  Work work(int64_t open_in, int64_t open_out) const;
+  Work dense_work() const { return work(shape.ci, shape.co); }
 
   Conv2dShape shape;
   typename Types<T>::Cell* packed;  // in the graph's memory

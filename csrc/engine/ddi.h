@@ -54,22 +54,31 @@ typedef struct {
   int64_t stride[4]; /* from sample to sample, channel, row, column; NCHW and NHWC alike */
 } ddi_images;
 
+/* Limits may be combined; all of them hold. */
 typedef struct {
   int64_t max_macs;   /* of every sample, never exceeded; negative: no limit */
   double deadline_ms; /* from the start of the call, checked before each step; negative: none */
   const uint8_t* decisions; /* [n][decision_bytes] to use in place of the gates' own, or NULL */
   int trace;                /* not 0: take the time of every step, see ddi_report */
+  double max_joules;        /* of every sample, by `energy`, never exceeded; negative: no limit */
+  double energy[3];  /* joules per multiply-add, byte of weights and byte of activations that it
+                        needs; the first negative: unknown */
+  double confidence; /* halt at the first exit where the largest probability of every sample is at
+                        least this, at most 1; negative: at none */
 } ddi_options;
 
 /* What the last run of a session did. Valid until its next run. */
 typedef struct {
-  int64_t exit;             /* the classifier that answered, from 0 */
-  const int64_t* macs;      /* [n] multiply-adds of each sample, gates and classifier included */
-  const uint8_t* decisions; /* [n][decision_bytes], 0 where a gate was not reached */
-  const double* step_ms;    /* [steps], negative where a step was not run or not timed */
+  int64_t exit;                /* the classifier that answered, from 0 */
+  const int64_t* macs;         /* [n] multiply-adds of each sample, gates and classifier included */
+  const uint8_t* decisions;    /* [n][decision_bytes], 0 where a gate was not reached */
+  const double* step_ms;       /* [steps], negative where a step was not run or not timed */
+  const int64_t* weight_bytes; /* [n] that the multiply-adds of each sample need */
+  const int64_t* activation_bytes; /* [n] */
+  const double* joules;            /* [n] of each sample by options.energy; NULL without */
 } ddi_report;
 
-/* No limit, the gates' own decisions, no trace. */
+/* No limit, no confidence, the gates' own decisions, no trace. */
 DDI_API ddi_options ddi_default_options(void);
 
 DDI_API ddi_status ddi_network_load(const char* path, ddi_network** network);

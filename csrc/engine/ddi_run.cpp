@@ -1,9 +1,11 @@
 // Runs a frozen network on the images of a .npy file, from the shell:
 //   ddi_run PLAN --input x.npy [--output logits.npy] [--batch N] [--threads N] [--budget-ms MS]
-//           [--budget-macs N] [--repeat N] [--trace] [--json]
+//           [--budget-macs N] [--budget-joules J] [--energy A,B,C] [--confidence P] [--repeat N]
+//           [--trace] [--json]
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -23,6 +25,9 @@ constexpr const char* kUsage =
     "  --threads N        (default: 1)\n"
     "  --budget-ms MS     deadline of a call: all its samples halt at the exit that still fits\n"
     "  --budget-macs N    multiply-adds of a sample, never exceeded\n"
+    "  --budget-joules J  of a sample, by --energy, never exceeded\n"
+    "  --energy A,B,C     joules per multiply-add, byte of weights and byte of activations\n"
+    "  --confidence P     halt at the first exit where all largest probabilities are at least P\n"
     "  --repeat N         passes over the images (default: 1)\n"
     "  --trace            milliseconds of each step of the last call\n"
     "  --json             one JSON object instead of text\n";
@@ -49,6 +54,26 @@ double positive(const std::string& option, const char* text) {
     fail(option + " is '" + text + "'; expected a positive number");
   }
   return value;
+}
+
+double probability(const std::string& option, const char* text) {
+  const double value = positive(option, text);
+  if (value > 1) fail(option + " is '" + text + "'; expected at most 1");
+  return value;
+}
+
+void read_energy(const std::string& option, const char* text, double* energy) {
+  const char* at = text;
+  for (int i = 0; i < 3; ++i) {
+    char* end = nullptr;
+    energy[i] = std::strtod(at, &end);
+    const bool ends = *end == (i < 2 ? ',' : '\0');
+    if (end == at || !ends || !(energy[i] >= 0) || std::isinf(energy[i])) {
+      fail(option + " is '" + text +
+           "'; expected three finite numbers from 0 on, as 3e-12,2e-11,0");
+    }
+    at = end + 1;
+  }
 }
 
 int64_t count(const std::string& option, const char* text) {
@@ -89,11 +114,20 @@ Settings parse(int argc, char** argv) {
       s.options.deadline_ms = positive(option, value);
     } else if (option == "--budget-macs") {
       s.options.max_macs = count(option, value);
+    } else if (option == "--budget-joules") {
+      s.options.max_joules = positive(option, value);
+    } else if (option == "--energy") {
+      read_energy(option, value, s.options.energy);
+    } else if (option == "--confidence") {
+      s.options.confidence = probability(option, value);
     } else {
       fail("unknown option " + option + kHelp);
     }
   }
   if (s.plan.empty() || s.input.empty()) fail(std::string("a plan and --input are needed") + kHelp);
+  if (s.options.max_joules >= 0 && s.options.energy[0] < 0) {
+    fail(std::string("--budget-joules needs --energy") + kHelp);
+  }
   return s;
 }
 
@@ -105,7 +139,8 @@ struct Free {
 // What all calls together gave.
 struct Results {
   Array logits;
-  std::vector<int64_t> macs, exits;  // of each image
+  std::vector<int64_t> macs, weight_bytes, activation_bytes, exits;  // of each image
+  std::vector<double> joules;                                        // none without --energy
   std::vector<double> call_ms;
   std::string trace;
 };
@@ -140,8 +175,10 @@ Results run(const Settings& s, const ddi_network* network, const Array& images) 
   const int64_t n = shape[0];
   Results r;
   r.logits = {{n, info.classes}, std::vector<float>(static_cast<size_t>(n * info.classes))};
-  r.macs.resize(static_cast<size_t>(n));
-  r.exits.resize(static_cast<size_t>(n));
+  for (auto* values : {&r.macs, &r.weight_bytes, &r.activation_bytes, &r.exits}) {
+    values->resize(static_cast<size_t>(n));
+  }
+  if (s.options.energy[0] >= 0) r.joules.resize(static_cast<size_t>(n));
   for (int64_t pass = 0; pass < s.repeat; ++pass) {
     for (int64_t first = 0; first < n; first += s.batch) {
       const ddi_images batch = {images.data.data() + first * numel,
@@ -155,6 +192,9 @@ Results run(const Settings& s, const ddi_network* network, const Array& images) 
       ddi_report report;
       check(ddi_session_report(session.get(), &report));
       std::copy_n(report.macs, batch.n, r.macs.begin() + first);
+      std::copy_n(report.weight_bytes, batch.n, r.weight_bytes.begin() + first);
+      std::copy_n(report.activation_bytes, batch.n, r.activation_bytes.begin() + first);
+      if (report.joules != nullptr) std::copy_n(report.joules, batch.n, r.joules.begin() + first);
       std::fill_n(r.exits.begin() + first, batch.n, report.exit);
       if (s.trace) r.trace = trace_of(network, info, report);
     }
@@ -167,10 +207,15 @@ double quantile(std::vector<double> values, double share) {
   return values.empty() ? 0 : values[static_cast<size_t>(share * (values.size() - 1) + 0.5)];
 }
 
-void print_list(const char* name, const std::vector<int64_t>& values) {
+void print_number(int64_t value) { std::printf("%lld", static_cast<long long>(value)); }
+void print_number(double value) { std::printf("%.17g", value); }
+
+template <class T>
+void print_list(const char* name, const std::vector<T>& values) {
   std::printf("\"%s\": [", name);
   for (size_t i = 0; i < values.size(); ++i) {
-    std::printf("%s%lld", i == 0 ? "" : ", ", static_cast<long long>(values[i]));
+    if (i > 0) std::printf(", ");
+    print_number(values[i]);
   }
   std::printf("], ");
 }
@@ -190,13 +235,18 @@ void print(const Settings& s, const Results& r) {
     print_list("class", top);
     print_list("exit", r.exits);
     print_list("macs", r.macs);
+    print_list("weight_bytes", r.weight_bytes);
+    print_list("activation_bytes", r.activation_bytes);
+    if (s.options.energy[0] >= 0) print_list("joules", r.joules);
     std::printf("\"calls\": %zu, \"p50_ms\": %.6g, \"p99_ms\": %.6g}\n", r.call_ms.size(), p50,
                 p99);
     return;
   }
   for (size_t n = 0; n < r.macs.size(); ++n) {
-    std::printf("image %zu: class %lld, exit %lld, %.3f MMAC\n", n, static_cast<long long>(top[n]),
+    std::printf("image %zu: class %lld, exit %lld, %.3f MMAC", n, static_cast<long long>(top[n]),
                 static_cast<long long>(r.exits[n]), 1e-6 * static_cast<double>(r.macs[n]));
+    if (!r.joules.empty()) std::printf(", %.6g J", r.joules[n]);
+    std::printf("\n");
   }
   std::printf("%zu calls of %lld on %s: median %.4f ms, p99 %.4f ms\n", r.call_ms.size(),
               static_cast<long long>(s.batch), ddi_cpu_isa(), p50, p99);

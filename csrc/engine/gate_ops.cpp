@@ -13,9 +13,13 @@ namespace {
 struct Linear {
   Linear() = default;
   Linear(Words& words, int64_t in, int64_t out, const char* what)
-      : weight(words.floats(out * in, what)), bias(words.floats(out, what)) {}
+      : weight(words.floats(out * in, what)),
+        bias(words.floats(out, what)),
+        work{out * in, kBytes * out * in, kBytes * (in + out)} {}
 
+  static constexpr int64_t kBytes = sizeof(float);
   std::vector<float> weight, bias;
+  Work work;
 };
 
 // Writes the layer bit and the channel bits of a block. Its bits for a sample are one after the
@@ -89,11 +93,12 @@ class GateOp : public Op {
     }
   }
 
-  int64_t dense_macs() const override {
-    const int64_t channels = static_cast<int64_t>(project_.weight.size());
-    const int64_t lstm = 8 * hidden_ * hidden_;
-    return channels + lstm + static_cast<int64_t>(layer_.weight.size()) +
-           static_cast<int64_t>(reduce_.weight.size() + expand_.weight.size());
+  Work dense_work() const override {
+    Work sum;
+    for (const Linear* linear : {&project_, &input_, &recurrent_, &layer_, &reduce_, &expand_}) {
+      sum += linear->work;
+    }
+    return sum;
   }
 
   int64_t decision_bytes() const override { return groups_ + (keep_ != kNone ? 1 : 0); }

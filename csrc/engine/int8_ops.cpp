@@ -72,7 +72,7 @@ class Conv2dInt8Op : public Op {
     gated_conv2d(args, frame.threads, frame.parallel_for, room + image_bytes(frame.n));
   }
 
-  int64_t dense_macs() const override { return conv_.dense_macs(); }
+  Work dense_work() const override { return conv_.dense_work(); }
 
  private:
   int64_t image_bytes(int64_t n) const {

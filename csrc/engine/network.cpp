@@ -35,7 +35,9 @@ Steps Network::read_steps(Words& words) {
 
 void Network::read_exits(Words& words) {
   const int64_t count = words.integer(1, kMaxCount, "number of exits");
-  int64_t position = 0, trunk_macs = 0;
+  int64_t position = 0;
+  Work trunk_work;
+  ahead_.resize(trunk_.size());
   for (int64_t i = 0; i < count; ++i) {
     Exit exit;
     exit.name = words.name();
@@ -45,10 +47,15 @@ void Network::read_exits(Words& words) {
     exit.position = position;
     exit.steps = read_steps(words);
     exit.output = words.value(Kind::kVector, -1, "output of an exit");
-    for (int64_t s = before; s < position; ++s) trunk_macs += trunk_[s]->dense_macs();
-    exit.own_macs = 0;
-    for (const auto& op : exit.steps) exit.own_macs += op->dense_macs();
-    exit.worst_macs = trunk_macs + exit.own_macs;
+    for (const auto& op : exit.steps) exit.own_work += op->dense_work();
+    Work ahead = exit.own_work;
+    for (int64_t s = position; s-- > before;) {
+      ahead += trunk_[s]->dense_work();
+      ahead_[s] = ahead;
+      trunk_work += trunk_[s]->dense_work();
+    }
+    exit.worst_work = exit.own_work;
+    exit.worst_work += trunk_work;
     exits_.push_back(std::move(exit));
   }
   if (position != static_cast<int64_t>(trunk_.size())) words.fail("has steps behind its last exit");

@@ -19,8 +19,8 @@ struct Exit {
   int64_t position;
   Steps steps;
   int64_t output;  // value
-  // Of one sample, everything open: of its own steps, and of all up to and with them.
-  int64_t own_macs, worst_macs;
+  // On one sample, everything open: of its own steps, and of all of the trunk up to them as well.
+  Work own_work, worst_work;
 };
 
 class Network {
@@ -36,6 +36,9 @@ class Network {
   // Whether the image is read as it comes; else it is copied into its buffer first.
   bool strided_input() const { return strided_input_; }
   int64_t classes() const { return graph_.values[exits_.back().output].channels; }
+  // Of a step of the trunk and all behind it to the next exit, and of that one's classifier: of one
+  // sample, everything open.
+  const Work& work_ahead(int64_t step) const { return ahead_[static_cast<size_t>(step)]; }
   // Bytes of all decisions of a sample.
   int64_t decision_bytes() const { return decision_bytes_; }
   const std::string& metadata() const { return metadata_; }
@@ -49,6 +52,7 @@ class Network {
   int64_t input_ = 0;
   Steps trunk_;
   std::vector<Exit> exits_;
+  std::vector<Work> ahead_;  // of each step of the trunk
   bool strided_input_ = false;
   int64_t decision_bytes_ = 0;
   std::string metadata_;

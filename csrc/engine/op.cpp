@@ -41,7 +41,7 @@ std::unique_ptr<Op> read_typed(OpCode code, Words& words) {
 }  // namespace
 
 int64_t Op::workspace_bytes(int64_t, int64_t) const { return 0; }
-int64_t Op::macs(const Frame&, int64_t) const { return dense_macs(); }
+Work Op::work(const Frame&, int64_t) const { return dense_work(); }
 
 std::unique_ptr<Op> read_op(OpCode code, Words& words) {
   std::unique_ptr<Op> op = words.graph().type == PlanType::kBFloat16

@@ -9,6 +9,7 @@
 
 #include "parallel.h"
 #include "plan_file.h"
+#include "work.h"
 
 namespace ddi::engine {
 
@@ -43,9 +44,9 @@ class Op {
   virtual void run(const Frame& frame) const = 0;
   // Scratch memory for up to n samples and as many threads; negative: out of reach.
   virtual int64_t workspace_bytes(int64_t n, int64_t threads) const;
-  // Multiply-adds of one sample with everything open, and with what the frame's bits leave open.
-  virtual int64_t dense_macs() const { return 0; }
-  virtual int64_t macs(const Frame& frame, int64_t sample) const;
+  // On one sample with everything open, and with what the frame's bits leave open.
+  virtual Work dense_work() const { return {}; }
+  virtual Work work(const Frame& frame, int64_t sample) const;
   // Bytes of the decision that a gate takes for a sample; 0 for other steps.
   virtual int64_t decision_bytes() const { return 0; }
   // Copies decisions [n][...] with `stride` bytes between samples out of the frame, or into it.

@@ -33,8 +33,6 @@ int64_t now_ns() {
       .count();
 }
 
-[[noreturn]] void refuse(const std::string& what) { throw RunError("run: " + what); }
-
 std::string number(int64_t v) { return std::to_string(v); }
 
 // The image as the steps read it, [n][h][w][c].
@@ -59,6 +57,8 @@ Pages zeroed_pages(int64_t bytes) {
 }
 
 }  // namespace
+
+void refuse(const std::string& what) { throw RunError("run: " + what); }
 
 void Session::Parallel::operator()(int64_t tasks, Task body) const {
   if (pool != nullptr) return pool->run(tasks, body);
@@ -87,10 +87,15 @@ Session::Session(std::shared_ptr<const Network> network, int64_t max_batch, int6
   }
   workspace_ = zeroed_pages(workspace);
   const size_t steps = network_->trunk().size();
-  macs_.resize(static_cast<size_t>(max_batch));
+  for (Works* works : {&work_, &work_then_}) works->resize(static_cast<size_t>(max_batch));
+  for (auto* counts : {&macs_, &weight_bytes_, &activation_bytes_}) {
+    counts->resize(static_cast<size_t>(max_batch));
+  }
+  joules_.resize(static_cast<size_t>(max_batch));
   decisions_.resize(static_cast<size_t>(decisions));
   step_ms_.resize(steps);
   step_worst_ms_.resize(steps);
+  ahead_ms_.resize(steps);
   exit_worst_ms_.resize(network_->exits().size());
   int64_t at = 0;
   for (const auto& op : network_->trunk()) {
@@ -135,14 +140,10 @@ void Session::run(const Images& images, float* logits, const RunOptions& options
            number(max_batch_) + ", open one with a larger max_batch");
   }
   start_ = now_ns();
-  const Exit& first = network_->exits().front();
-  if (options.max_macs >= 0 && first.worst_macs > options.max_macs) {
-    refuse("no exit fits into " + number(options.max_macs) + " MACs: the first may take " +
-           number(first.worst_macs));
-  }
+  check_options(options);
   const Frame f = frame(images);
   begin(f);
-  if (images.n == 0) return;
+  if (images.n == 0) return report(0, options);
   if (!network_->strided_input()) {
     const int64_t input = network_->input_value();
     if (network_->graph().type == PlanType::kBFloat16) {
@@ -153,16 +154,18 @@ void Session::run(const Images& images, float* logits, const RunOptions& options
   }
   const int64_t steps = static_cast<int64_t>(network_->trunk().size());
   for (int64_t step = 0;; ++step) {
-    if (!reach_exits(step, f.n, options) || step == steps) break;
+    if (!reach_exits(f, step, logits, options) || step == steps) break;
     if (!run_step(f, step, options)) break;
   }
-  answer(f, logits);
+  if (answered_ != exit_) answer(f, logits);
+  report(f.n, options);
+  if (went_on_ && options.deadline_ms >= 0) adjust_margin(elapsed_ms() > options.deadline_ms);
 }
 
 void Session::begin(const Frame& f) {
-  exit_ = -1;
-  most_macs_ = 0;
-  std::fill_n(macs_.begin(), f.n, 0);
+  exit_ = answered_ = -1;
+  went_on_ = false;
+  std::fill_n(work_.begin(), f.n, Work{});
   std::fill(step_ms_.begin(), step_ms_.end(), -1.0);
   std::fill_n(decisions_.begin(), f.n * network_->decision_bytes(), uint8_t{0});
   const Graph& graph = network_->graph();
@@ -173,60 +176,33 @@ void Session::begin(const Frame& f) {
   }
 }
 
-// What the classifier of an exit costs.
-Session::Cost Session::exit_cost(int64_t exit, int64_t n) const {
-  const auto i = static_cast<size_t>(exit);
-  return {network_->exits()[i].own_macs, static_cast<double>(n) * exit_worst_ms_[i]};
-}
-
-// Whether so much may be spent on top of what has been.
-bool Session::fits(const Cost& cost, const RunOptions& options) const {
-  if (options.max_macs >= 0 && most_macs_ + cost.macs > options.max_macs) return false;
-  return options.deadline_ms < 0 || elapsed_ms() + cost.ms <= options.deadline_ms;
-}
-
-// Passes the exits at this position. False if the run must halt at the one before them.
-bool Session::reach_exits(int64_t position, int64_t n, const RunOptions& options) {
+// Passes the exits at this position, and asks them if they are to be confident. False if the run
+// must halt at the last one that it has passed.
+bool Session::reach_exits(const Frame& f, int64_t position, float* logits,
+                          const RunOptions& options) {
   const auto& exits = network_->exits();
   for (int64_t next = exit_ + 1; next < static_cast<int64_t>(exits.size()); ++next) {
     if (exits[static_cast<size_t>(next)].position != position) return true;
-    if (next > 0 && !fits(exit_cost(next, n), options)) return false;
+    if (!may_pass(next, f.n, options)) return false;
     exit_ = next;
+    if (options.confidence < 0) continue;
+    answer(f, logits);
+    if (is_confident(logits, f.n, options.confidence)) return false;
   }
   return true;
-}
-
-// Whether this step may be run: the classifier of the last exit still fits behind it, or all that
-// leads to the next exit does. Before the first exit a run cannot halt.
-bool Session::affordable(const Frame& f, int64_t step, const RunOptions& options) const {
-  const bool limited = options.max_macs >= 0 || options.deadline_ms >= 0;
-  if (exit_ < 0 || !limited) return true;
-  const auto& trunk = network_->trunk();
-  Cost back = exit_cost(exit_, f.n), on = exit_cost(exit_ + 1, f.n);
-  const int64_t next = network_->exits()[static_cast<size_t>(exit_) + 1].position;
-  for (int64_t i = step; i < next; ++i) {
-    on.macs += trunk[static_cast<size_t>(i)]->dense_macs();
-    on.ms += static_cast<double>(f.n) * step_worst_ms_[static_cast<size_t>(i)];
-  }
-  if (fits(on, options)) return true;
-  int64_t most = 0;
-  for (int64_t n = 0; n < f.n; ++n) {
-    most = std::max(most,
-                    macs_[static_cast<size_t>(n)] + trunk[static_cast<size_t>(step)]->macs(f, n));
-  }
-  back.macs += most - most_macs_;
-  back.ms += static_cast<double>(f.n) * step_worst_ms_[static_cast<size_t>(step)];
-  return fits(back, options);
 }
 
 // False if the step was not run, because it would take too much.
 bool Session::run_step(const Frame& f, int64_t step, const RunOptions& options) {
   const Op& op = *network_->trunk()[static_cast<size_t>(step)];
-  if (!affordable(f, step, options)) return false;
-  const int64_t before = options.trace ? now_ns() : 0;
-  for (int64_t n = 0; n < f.n; ++n) {
-    most_macs_ = std::max(most_macs_, macs_[static_cast<size_t>(n)] += op.macs(f, n));
+  for (size_t n = 0; n < static_cast<size_t>(f.n); ++n) {
+    work_then_[n] = work_[n];
+    work_then_[n] += op.work(f, static_cast<int64_t>(n));
   }
+  if (!may_run(step, f.n, options)) return false;
+  went_on_ = exit_ >= 0;
+  work_.swap(work_then_);
+  const int64_t before = options.trace ? now_ns() : 0;
   op.run(f);
   const int64_t at = decision_at_[static_cast<size_t>(step)];
   const int64_t bytes = network_->decision_bytes();
@@ -244,8 +220,9 @@ void Session::answer(const Frame& f, float* logits) {
   const Exit& exit = network_->exits()[static_cast<size_t>(exit_)];
   for (const auto& op : exit.steps) {
     op->run(f);
-    for (int64_t n = 0; n < f.n; ++n) macs_[static_cast<size_t>(n)] += op->macs(f, n);
+    for (int64_t n = 0; n < f.n; ++n) work_[static_cast<size_t>(n)] += op->work(f, n);
   }
+  answered_ = exit_;
   const float* from = f.at<float>(exit.output);
   for (int64_t n = 0; n < f.n; ++n) {
     std::copy_n(from + n * f.stride(exit.output), network_->classes(),
@@ -253,25 +230,13 @@ void Session::answer(const Frame& f, float* logits) {
   }
 }
 
-// Runs one image of zeros, everything open: once to warm up, and once for the times.
-void Session::measure() {
-  const Buffer& input = network_->input();
-  const std::vector<float> zeros(static_cast<size_t>(input.numel()));
-  const std::vector<uint8_t> open(static_cast<size_t>(network_->decision_bytes()), uint8_t{1});
-  std::vector<float> logits(static_cast<size_t>(network_->classes()));
-  const Images images{zeros.data(), 1, {0, 1, input.w * input.channels, input.channels}};
-  RunOptions options;
-  options.decisions = open.data();
-  options.trace = true;
-  const Frame f = frame(images);
-  for (int pass = 0; pass < 2; ++pass) {
-    run(images, logits.data(), options);
-    step_worst_ms_ = step_ms_;
-    for (size_t i = 0; i < exit_worst_ms_.size(); ++i) {
-      const int64_t before = now_ns();
-      for (const auto& op : network_->exits()[i].steps) op->run(f);
-      exit_worst_ms_[i] = static_cast<double>(now_ns() - before) * 1e-6;
-    }
+void Session::report(int64_t n, const RunOptions& options) {
+  has_joules_ = options.energy[0] >= 0;
+  for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+    macs_[i] = work_[i].macs;
+    weight_bytes_[i] = work_[i].weight_bytes;
+    activation_bytes_[i] = work_[i].activation_bytes;
+    if (has_joules_) joules_[i] = engine::joules(work_[i], options.energy);
   }
 }
 

@@ -1,5 +1,6 @@
 /* ddi.h from C99. What it computes goes to files that the caller compares:
- *   run PLAN IMAGES N LAYOUT THREADS MAX_MACS LOGITS [DECISIONS]   prints exit and multiply-adds
+ *   run PLAN IMAGES N LAYOUT THREADS MAX_MACS MAX_JOULES CONFIDENCE LOGITS [DECISIONS]
+ *                          prints the exit, and each sample's counts and joules by ENERGY
  *   errors PLAN            every code, and what ddi_last_error says
  *   threads PLAN IMAGES N  four threads, a session each, on a network that is already freed
  *   allocations PLAN IMAGES N THREADS   counts calls of the allocator during runs
@@ -28,6 +29,8 @@
     CHECK((call) == (status));                          \
     CHECK(strstr(ddi_last_error(), (message)) != NULL); \
   } while (0)
+
+#define ENERGY {3e-12, 2e-11, 7e-12}
 
 static void* read_bytes(const char* path, size_t* bytes) {
   FILE* file = fopen(path, "rb");
@@ -60,7 +63,7 @@ static ddi_images images_of(const ddi_network_info* info, const float* data, int
 }
 
 static int run(int argc, char** argv) {
-  CHECK(argc >= 9);
+  CHECK(argc >= 11);
   ddi_network* network = load(argv[2]);
   ddi_network_info info;
   CHECK(ddi_network_describe(network, &info) == DDI_OK);
@@ -72,19 +75,27 @@ static int run(int argc, char** argv) {
   CHECK(ddi_session_open(network, n, atol(argv[6]), &session) == DDI_OK);
   ddi_options options = ddi_default_options();
   CHECK(options.max_macs < 0 && options.deadline_ms < 0 && options.decisions == NULL);
+  CHECK(options.max_joules < 0 && options.energy[0] < 0 && options.confidence < 0);
   options.max_macs = atol(argv[7]);
-  if (argc > 9) options.decisions = read_bytes(argv[9], &bytes);
+  options.max_joules = atof(argv[8]);
+  const double energy[3] = ENERGY;
+  memcpy(options.energy, energy, sizeof(energy));
+  options.confidence = atof(argv[9]);
+  if (argc > 11) options.decisions = read_bytes(argv[11], &bytes);
   float* logits = malloc((size_t)(n * info.classes) * sizeof(float));
   CHECK(ddi_session_run(session, &images, logits, &options) == DDI_OK);
   ddi_report report;
   CHECK(ddi_session_report(session, &report) == DDI_OK);
   CHECK(ddi_session_memory(session) > 0);
-  FILE* file = fopen(argv[8], "wb");
+  FILE* file = fopen(argv[10], "wb");
   CHECK(file != NULL);
   fwrite(logits, sizeof(float), (size_t)(n * info.classes), file);
   fclose(file);
   printf("%s %ld", ddi_network_exit_name(network, report.exit), (long)report.exit);
-  for (int64_t i = 0; i < n; ++i) printf(" %ld", (long)report.macs[i]);
+  for (int64_t i = 0; i < n; ++i) {
+    printf(" %ld %ld %ld %.17g", (long)report.macs[i], (long)report.weight_bytes[i],
+           (long)report.activation_bytes[i], report.joules[i]);
+  }
   printf("\n");
   free(logits);
   free(data);
@@ -157,6 +168,43 @@ static void check_bad_plans(const char* path) {
   free(plan);
 }
 
+static void check_limits(ddi_session* session, const ddi_images* images, float* logits) {
+  const double nan = strtod("nan", NULL), infinity = strtod("inf", NULL);
+  ddi_options options = ddi_default_options();
+  options.max_macs = 0;
+  CHECK_FAILS(ddi_session_run(session, images, logits, &options), DDI_REFUSED, "0 MACs: the first");
+  options = ddi_default_options();
+  options.max_joules = 0;
+  CHECK_FAILS(ddi_session_run(session, images, logits, &options), DDI_REFUSED,
+              "max_joules comes without energy");
+  for (int i = 0; i < 3; ++i) options.energy[i] = 1;
+  CHECK_FAILS(ddi_session_run(session, images, logits, &options), DDI_REFUSED,
+              "0 joules: the first");
+  const double bad_energy[3] = {-1, nan, infinity};
+  for (int i = 0; i < 3; ++i) {
+    options.energy[1] = bad_energy[i];
+    CHECK_FAILS(ddi_session_run(session, images, logits, &options), DDI_REFUSED, "energy is 1, ");
+  }
+  options.energy[1] = 1;
+  options.max_joules = nan;
+  CHECK_FAILS(ddi_session_run(session, images, logits, &options), DDI_REFUSED, "max_joules is nan");
+  options.max_joules = infinity;
+  CHECK_FAILS(ddi_session_run(session, images, logits, &options), DDI_REFUSED, "max_joules is inf");
+  options = ddi_default_options();
+  options.deadline_ms = nan;
+  CHECK_FAILS(ddi_session_run(session, images, logits, &options), DDI_REFUSED,
+              "deadline_ms is nan");
+  options = ddi_default_options();
+  options.confidence = nan;
+  CHECK_FAILS(ddi_session_run(session, images, logits, &options), DDI_REFUSED, "confidence is nan");
+  options.confidence = 1.5;
+  CHECK_FAILS(ddi_session_run(session, images, logits, &options), DDI_REFUSED, "confidence is 1.5");
+  options.confidence = 0;
+  CHECK(ddi_session_run(session, images, logits, &options) == DDI_OK);
+  ddi_report report;
+  CHECK(ddi_session_report(session, &report) == DDI_OK && report.joules == NULL);
+}
+
 static int errors(const char* path) {
   ddi_network* network = load(path);
   ddi_network_info info;
@@ -180,12 +228,10 @@ static int errors(const char* path) {
   images.n = -1;
   CHECK_FAILS(ddi_session_run(session, &images, logits, NULL), DDI_REFUSED, "has -1 images");
   images.n = 2;
-  ddi_options options = ddi_default_options();
-  options.max_macs = 0;
-  CHECK_FAILS(ddi_session_run(session, &images, logits, &options), DDI_REFUSED, "no exit fits");
+  check_limits(session, &images, logits);
   /* After all of it the session still works, and what failed last is still told. */
   CHECK(ddi_session_run(session, &images, logits, NULL) == DDI_OK);
-  CHECK(strstr(ddi_last_error(), "no exit fits") != NULL);
+  CHECK(strstr(ddi_last_error(), "confidence is 1.5") != NULL);
   free(data);
   free(logits);
   ddi_session_free(session);
@@ -269,6 +315,9 @@ static int count_allocations(char** argv) {
     options.decisions = i % 4 == 0 ? bits : NULL;
     options.max_macs = i % 5 == 0 ? info.dense_macs : -1;
     options.deadline_ms = i % 7 == 0 ? 0 : -1;
+    options.confidence = i % 2 == 0 ? 0.5 : -1;
+    options.max_joules = i % 3 == 0 ? 1 : -1;
+    for (int j = 0; j < 3; ++j) options.energy[j] = i % 3 == 0 ? 1e-12 : -1;
     CHECK(ddi_session_run(session, &images, logits, &options) == DDI_OK);
     ddi_report report;
     CHECK(ddi_session_report(session, &report) == DDI_OK);

@@ -38,6 +38,19 @@ def make(name: str, gates: Any = None, exits: Any = None) -> Any:
     return seeded(ddi.create_model(name, gates=gates, exits=exits, num_classes=7))
 
 
+def make_outspoken(name: str, gates: Any = None) -> Any:
+    """The same with exits that are certain of some images and not of others."""
+    model = make(name, gates, exits="default")
+    for head in model.exits:
+        head.fc.weight.data *= 20
+    return model
+
+
+def random_images(count: int, size: int) -> Tensor:
+    """Images of more and less contrast, of which the exits of `make_outspoken` are more and less certain."""
+    return 2 * torch.rand(count, 1, 1, 1) * torch.randn(count, 3, size, size)
+
+
 def freeze(model: nn.Module, size: int, path: Path, **kwargs: Any) -> engine.Engine:
     """The engine of a frozen model for images of 3 x size x size."""
     loading = {key: kwargs.pop(key) for key in ("max_batch", "threads") if key in kwargs}

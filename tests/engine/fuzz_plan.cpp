@@ -83,14 +83,17 @@ void run(ddi_session* session, const ddi_network_info& info, const ddi_images& i
          const ddi_options& options) {
   std::vector<float> logits(static_cast<size_t>(images.n * info.classes));
   const ddi_status status = ddi_session_run(session, &images, logits.data(), &options);
-  CHECK(status == DDI_OK || (status == DDI_REFUSED && options.max_macs >= 0));
+  const bool limited = options.max_macs >= 0 || options.max_joules >= 0;
+  CHECK(status == DDI_OK || (status == DDI_REFUSED && limited));
   if (status != DDI_OK) return;
   ddi_report report;
   CHECK(ddi_session_report(session, &report) == DDI_OK);
   CHECK(report.exit >= 0 && report.exit < info.exits);
   for (int64_t n = 0; n < images.n; ++n) {
     CHECK(report.macs[n] >= 0);
+    CHECK(report.weight_bytes[n] >= 0 && report.activation_bytes[n] >= 0);
     CHECK(options.max_macs < 0 || report.macs[n] <= options.max_macs);
+    CHECK(options.max_joules < 0 || report.joules[n] <= options.max_joules);
   }
 }
 
@@ -112,6 +115,13 @@ void run_all(const ddi_network* network, const ddi_network_info& info) {
   run(session, info, planes, options);
   options.max_macs = info.dense_macs / 2;
   run(session, info, pixels, options);
+  options.max_joules = 1e-12 * static_cast<double>(info.dense_macs);
+  options.energy[0] = options.energy[1] = options.energy[2] = 1e-12;
+  options.confidence = 0.5;
+  options.max_macs = -1;
+  run(session, info, planes, options);
+  options.max_joules = -1;
+  run(session, info, planes, options);
   options = ddi_default_options();
   options.deadline_ms = 0;
   run(session, info, pixels, options);

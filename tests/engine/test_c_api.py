@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from ddi_kernels import engine
 GATED = CORPUS / "resnet_gated.ddi"
 EXITS = CORPUS / "exits.ddi"
 IMAGES = 4
+ENERGY = (3e-12, 2e-11, 7e-12)  # of c_api_check.c
+NO_LIMITS = ("-1", "-1", "-1")
 
 
 @pytest.fixture(scope="module")
@@ -57,23 +60,35 @@ def test_computes_what_python_computes(
     for decisions in (None, bits):
         out = tmp_path / "logits"
         more = [] if decisions is None else [tmp_path / "bits"]
-        printed = call(
-            c_program, "run", plan, tmp_path / layout, str(IMAGES), layout, str(threads), "-1", out, *more
-        )
-        logits, report = frozen(images, decisions=decisions, report=True)
+        data = [plan, tmp_path / layout, str(IMAGES), layout, str(threads)]
+        printed = call(c_program, "run", *data, *NO_LIMITS, out, *more).split()
+        logits, report = frozen(images, decisions=decisions, report=True, energy=ENERGY)
         assert np.array_equal(np.fromfile(out, np.float32).reshape(IMAGES, CLASSES), logits)
-        assert printed.split() == [frozen.exits[report.exit], str(report.exit), *map(str, report.macs)]
+        assert printed[:2] == [frozen.exits[report.exit], str(report.exit)]
+        columns = (report.macs, report.weight_bytes, report.activation_bytes, report.joules)
+        for i, column in enumerate(columns):
+            assert [float(text) for text in printed[2 + i :: 4]] == column
 
 
 def test_budgets(c_program: Path, images: np.ndarray, tmp_path: Path) -> None:
     pytest.importorskip("ddi_kernels._engine", reason="ddi_kernels._engine is not built")
     frozen = engine.load(EXITS, max_batch=IMAGES)
-    for exit, macs in enumerate(frozen.exit_worst_macs):
-        out = tmp_path / "logits"
-        printed = call(c_program, "run", EXITS, tmp_path / "nchw", str(IMAGES), "nchw", "1", str(macs), out)
-        assert printed.split()[1] == str(exit)
-        expected = frozen(images, max_macs=macs)
-        assert np.array_equal(np.fromfile(out, np.float32).reshape(IMAGES, CLASSES), expected)
+    out = tmp_path / "logits"
+
+    def check(macs: float = -1, joules: float = -1, confidence: float = -1) -> int:
+        data = [EXITS, tmp_path / "nchw", str(IMAGES), "nchw", "1"]
+        printed = call(c_program, "run", *data, str(macs), repr(joules), repr(confidence), out)
+        limits: dict[str, Any] = {"max_macs": macs, "max_joules": joules, "confidence": confidence}
+        limits = {name: value for name, value in limits.items() if value >= 0}
+        logits, report = frozen(images, **limits, energy=ENERGY, report=True)
+        assert np.array_equal(np.fromfile(out, np.float32).reshape(IMAGES, CLASSES), logits)
+        assert printed.split()[1] == str(report.exit)
+        return report.exit
+
+    for exit, work in enumerate(frozen.exit_worst_work):
+        assert check(macs=work[0]) == exit
+        assert check(joules=ENERGY[0] * work[0] + ENERGY[1] * work[1] + ENERGY[2] * work[2]) == exit
+    assert [check(confidence=value) for value in (0, 1)] == [0, 2]
 
 
 def test_every_error(c_program: Path) -> None:

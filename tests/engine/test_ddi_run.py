@@ -49,6 +49,7 @@ def test_json_says_what_python_says(engine_build: Build, images: Path) -> None:
     x = np.load(images)
     logits, report = engine.load(PLAN, max_batch=IMAGES)(x, report=True)
     wanted = {"images": IMAGES, "batch": 2, "threads": 1, "calls": 3, "class": logits.argmax(1).tolist()}
+    wanted |= {"weight_bytes": report.weight_bytes, "activation_bytes": report.activation_bytes}
     wanted |= {"macs": report.macs, "exit": [report.exit] * IMAGES, "isa": engine._module().cpu_isa()}
     times = {"p50_ms": got.pop("p50_ms"), "p99_ms": got.pop("p99_ms")}
     assert got == wanted
@@ -109,7 +110,7 @@ def test_text_and_trace(engine_build: Build, images: Path) -> None:
 
 
 def test_budgets(engine_build: Build, images: Path) -> None:
-    worst = engine._module().Network.load(str(EXITS)).exit_worst_macs
+    worst = engine.load(EXITS).exit_worst_macs
     assert len(worst) == 3
     for exit, macs in enumerate(worst):
         got = answer(engine_build, EXITS, "--input", images, "--budget-macs", str(macs))
@@ -120,6 +121,33 @@ def test_budgets(engine_build: Build, images: Path) -> None:
     assert late["exit"] == [0] * IMAGES
     early = answer(engine_build, EXITS, "--input", images, "--budget-ms", "1e6")
     assert early["exit"] == [2] * IMAGES
+
+
+def test_joules(engine_build: Build, images: Path) -> None:
+    energy = (3e-12, 2e-11, 0.0)
+    worst = engine.load(EXITS).exit_worst_work
+    for exit, (macs, weights, activations) in enumerate(worst):
+        joules = energy[0] * macs + energy[1] * weights + energy[2] * activations
+        model = ("--energy", ",".join(map(repr, energy)))
+        got = answer(engine_build, EXITS, "--input", images, "--budget-joules", repr(joules), *model)
+        assert got["exit"] == [exit] * IMAGES and got["joules"] == [joules] * IMAGES
+        if exit == 0:
+            less = repr(0.99 * joules)
+            message = complaint(engine_build, EXITS, "--input", images, "--budget-joules", less, *model)
+            assert "no exit fits into" in message and "joules" in message
+    free = answer(engine_build, EXITS, "--input", images, "--energy", "0,0,0")
+    assert free["joules"] == [0.0] * IMAGES and free["exit"] == [2] * IMAGES
+    text = run(engine_build.program, EXITS, "--input", images, "--energy", "1,0,0").stdout
+    assert f"MMAC, {worst[-1][0]:.6g} J\n" in text
+
+
+def test_confidence(engine_build: Build, images: Path) -> None:
+    network = engine.load(EXITS)
+    for confidence in (1e-9, 0.34, 0.36, 0.4, 1):
+        got = answer(engine_build, EXITS, "--input", images, "--confidence", str(confidence))
+        expected = [network(x[None], confidence=confidence, report=True)[1] for x in np.load(images)]
+        assert got["exit"] == [report.exit for report in expected]
+        assert got["macs"] == [macs for report in expected for macs in report.macs]
 
 
 def test_help(engine_build: Build) -> None:
@@ -145,6 +173,16 @@ def test_help(engine_build: Build) -> None:
         ([PLAN, "--repeat", "-1"], "--repeat is '-1'; expected a positive number"),
         ([PLAN, "--budget-ms", "nan"], "--budget-ms is 'nan'; expected a positive number"),
         ([PLAN, "--budget-macs", "1e300"], "--budget-macs is '1e300'; expected a positive number"),
+        ([PLAN, "--budget-joules", "-1"], "--budget-joules is '-1'; expected a positive number"),
+        ([PLAN, "--input", "x.npy", "--budget-joules", "1"], "--budget-joules needs --energy"),
+        ([PLAN, "--energy", "1,2"], "--energy is '1,2'; expected three finite numbers from 0 on"),
+        ([PLAN, "--energy", "1,2,3,4"], "--energy is '1,2,3,4'; expected three"),
+        ([PLAN, "--energy", "1,-2,3"], "--energy is '1,-2,3'; expected three"),
+        ([PLAN, "--energy", "1,nan,3"], "--energy is '1,nan,3'; expected three"),
+        ([PLAN, "--energy", "1,2,inf"], "--energy is '1,2,inf'; expected three"),
+        ([PLAN, "--energy", ",,"], "--energy is ',,'; expected three"),
+        ([PLAN, "--confidence", "0"], "--confidence is '0'; expected a positive number"),
+        ([PLAN, "--confidence", "1.1"], "--confidence is '1.1'; expected at most 1"),
         (["/no/such.ddi", "--input", "x.npy"], "cannot open /no/such.ddi: No such file"),
         ([__file__, "--input", "x.npy"], "this is no plan"),
         ([PLAN, "--input", "/no/such.npy"], "/no/such.npy: cannot be opened"),

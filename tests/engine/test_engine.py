@@ -133,6 +133,34 @@ def test_operations_in_place(tmp_path: Path) -> None:
         assert_close(frozen(x), model(x))
 
 
+class SharedMeans(torch.nn.Module):
+    """An exit and the layers behind it take the means of the same image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3)
+        self.excite = torch.nn.Conv2d(4, 4, 1)
+        self.exits, self.fc = torch.nn.ModuleList([torch.nn.Linear(4, 3)]), torch.nn.Linear(4, 3)
+
+    def forward_exits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.first(x)
+        early = self.exits[0](x.mean((2, 3)))
+        x = x * self.excite(torch.nn.functional.adaptive_avg_pool2d(x, 1)).sigmoid()
+        return early, self.fc(self.last(x).mean((2, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_exits(x)[-1]
+
+
+def test_what_an_exit_computes_is_computed_without_it(tmp_path: Path) -> None:
+    model = SharedMeans().eval()
+    frozen = freeze(model, 8, tmp_path)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert_close(frozen(x), model(x))
+        assert_close(frozen(x, confidence=1), model(x))
+
+
 def test_many_threads_share_one_engine(tmp_path: Path) -> None:
     frozen = freeze(make("cifar_resnet20", GATES["both"]), 32, tmp_path)
     xs = [torch.randn(2, 3, 32, 32) for _ in range(4)]

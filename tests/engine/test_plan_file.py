@@ -239,7 +239,7 @@ def conv_step(kernel: int = 1, padding: int = 0, channels: int = 1) -> tuple[str
 
 def test_a_plan_written_by_hand_runs() -> None:
     network = _engine.Network.read(written(conv_step(3, 1), kernel=3))
-    assert network.steps == ["conv2d", "mean"] and network.exit_worst_macs == [9 * 16]
+    assert network.steps == ["conv2d", "mean"] and network.exit_worst_work == [(9 * 16, 4 * 9, 4 * 32)]
     assert _engine.Session(network, 2, 1).memory_bytes > 0
 
 

@@ -82,10 +82,12 @@ class _Emitter:
 
     def _head(self, index: int, output: Node, head: set[Node]) -> tuple[str, int, list[list[int]], int]:
         trunk, self.steps = self.steps, []
+        vectors = dict(self.vectors)
         for node in [node for node in self.network.nodes if node in head]:
             self._node(node)
         value = self._vector(output)
         steps, self.steps = self.steps, trunk
+        self.vectors = vectors  # means that an exit takes are not there where it is not asked
         return f"exit{index}", len(trunk), steps, value
 
     # Values.
