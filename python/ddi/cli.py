@@ -149,7 +149,12 @@ def _energy(args: argparse.Namespace) -> Any:
     """The energy model of --energy, or the default one."""
     from ddi_kernels.energy import HOROWITZ_45NM, EnergyModel
 
-    return HOROWITZ_45NM if args.energy is None else EnergyModel.loads(Path(args.energy).read_text())
+    if args.energy is None:
+        return HOROWITZ_45NM
+    try:
+        return EnergyModel.loads(Path(args.energy).read_text())
+    except ValueError as error:
+        raise ValueError(f"energy model {args.energy}: {error}; EnergyModel.dumps() writes one") from error
 
 
 def _sweep(args: argparse.Namespace) -> Any:
@@ -225,6 +230,11 @@ def _add_run(verbs: Any) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of a call (default 1)")
     parser.add_argument("--max-macs", type=int, metavar="M", help="multiply-adds of a sample, never exceeded")
     parser.add_argument("--deadline-ms", type=float, metavar="D", help="milliseconds of a call")
+    parser.add_argument("--max-joules", type=float, metavar="J", help="of a sample, by an energy model")
+    parser.add_argument("--energy", metavar="FILE", help="that model, JSON; default: Horowitz, 45 nm")
+    parser.add_argument(
+        "--confidence", type=float, metavar="P", help="halt at the first exit as sure as this"
+    )
     parser.set_defaults(run=_run, measures=True)
 
 
@@ -232,6 +242,7 @@ def _run(args: argparse.Namespace) -> Any:
     from .run_plan import RunConfig, run_plan
     from .tables import format_run
 
+    args.energy = _energy(args)
     config = RunConfig(**{item.name: getattr(args, item.name) for item in fields(RunConfig)})
     summary = run_plan(args.plan, config)
     print(format_run(summary))

@@ -141,13 +141,17 @@ def plot_accuracy_vs_macs(sweep: Sequence[dict[str, float]], shipped: float, den
 
 
 def plot_sweep(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Accuracy against what an image takes, one panel for MACs, one for milliseconds, a curve for each kind
-    of budget. rows: of :func:`ddi.sweep.sweep`.
+    """Accuracy against what an image takes in MACs, milliseconds and joules, a panel each, and a curve for
+    each kind of budget. rows: of :func:`ddi.sweep.sweep`.
     """
-    figure = new_figure(11, 4.5)
-    titles = {"mean_macs": ("mean MMACs per image", 1e-6), "p50_ms": ("ms per call, median", 1.0)}
-    names = {"macs": "limits on MACs", "ms": "deadlines"}
-    for axes, (column, (title, factor)) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+    figure = new_figure(15, 4.5)
+    titles = {
+        "mean_macs": ("mean MMACs per image", 1e-6),
+        "p50_ms": ("ms per call, median", 1.0),
+        "mean_joules": ("mean mJ per image, by the energy model", 1e3),
+    }
+    names = {"macs": "limits on MACs", "joules": "limits on joules", "ms": "deadlines"}
+    for axes, (column, (title, factor)) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         for resource, colour in zip(names, _EASY_TO_HARD, strict=False):
             found = [row for row in rows if row["resource"] == resource]
             x = [row[column] * factor for row in found]

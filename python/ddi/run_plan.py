@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddi_kernels import engine
+from ddi_kernels.energy import HOROWITZ_45NM, EnergyModel
 
 from .checkpoint import write_atomic
 from .data import get_dataset
@@ -44,7 +45,10 @@ class RunConfig:
         batch: images a call.
         threads: that a call uses.
         max_macs: multiply-adds of a sample, never exceeded; None for no limit.
-        deadline_ms: milliseconds of a call; None for no limit, and always with max_macs.
+        deadline_ms: milliseconds of a call; None for no limit.
+        max_joules: of a sample by `energy`, never exceeded; None for no limit. One limit at most is given.
+        confidence: halt at the first exit where every sample's largest probability is at least this.
+        energy: the model that joules are counted by.
     """
 
     dataset: str | None = None
@@ -57,20 +61,24 @@ class RunConfig:
     threads: int = 1
     max_macs: int | None = None
     deadline_ms: float | None = None
+    max_joules: float | None = None
+    confidence: float | None = None
+    energy: EnergyModel = HOROWITZ_45NM
 
     def __post_init__(self) -> None:
         for name in ("batch", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run: {name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("max_macs", "deadline_ms"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= _MOST:
+        limits = {name: getattr(self, name) for name in ("max_macs", "deadline_ms", "max_joules")}
+        given = {name: value for name, value in limits.items() if value is not None}
+        for name, value in given.items():
+            if not 0 < value <= _MOST:
                 raise ValueError(f"run: {name} is {value}; it must be positive, at most {_MOST:.0e}")
-        if self.max_macs is not None and self.deadline_ms is not None:
-            raise ValueError(
-                f"run: max_macs is {self.max_macs} and deadline_ms is {self.deadline_ms}; allowed: one of "
-                "them, leave the other out"
-            )
+        if len(given) > 1:
+            shown = " and ".join(f"{name} is {value}" for name, value in given.items())
+            raise ValueError(f"run: {shown}; allowed: one of them, leave the others out")
+        if self.confidence is not None and not 0 < self.confidence <= 1:
+            raise ValueError(f"run: confidence is {self.confidence}; it must lie in (0, 1]")
         for name in ("dataset", "data_root", "split"):
             if self.input is not None and getattr(self, name) is not None:
                 raise ValueError(
@@ -118,10 +126,11 @@ class _Images:
 
 @dataclass(frozen=True)
 class _Calls:
-    """logits float32[N, classes], macs and exits int64[N], ms float64[calls]."""
+    """logits float32[N, classes], macs and exits int64[N], joules float64[N], ms float64[calls]."""
 
     logits: Tensor
     macs: Tensor
+    joules: Tensor
     exits: Tensor
     ms: Tensor
 
@@ -131,10 +140,10 @@ def run_plan(plan: str | Path, config: RunConfig | None = None) -> dict[str, Any
 
     Returns:
         JSON-ready: plan, input or dataset and split with accuracy, images (how many), dense_macs, mean_macs,
-        mac_ratio, exits (of each classifier the share of images that it answered), p50_ms and p99_ms (of a
-        call), images_per_second (of time in calls), load_ms, memory_bytes (of one session), batch, threads,
-        max_macs, deadline_ms, and in order of the images macs and classes (of the largest logit).
-        `tables.format_run` is its text.
+        mac_ratio, mean_joules (by the energy model), exits (of each classifier the share of images that it
+        answered), p50_ms and p99_ms (of a call), images_per_second (of time in calls), load_ms, memory_bytes
+        (of one session), batch, threads, max_macs, deadline_ms, max_joules, confidence, and in order of the
+        images macs and classes (of the largest logit). `tables.format_run` is its text.
 
     Raises:
         OSError: a file is missing, or cannot be read or written.
@@ -161,7 +170,7 @@ def run_plan(plan: str | Path, config: RunConfig | None = None) -> dict[str, Any
     if images.labels is not None:
         summary["accuracy"] = (classes == images.labels).double().mean().item()
     summary |= _summarise(network, found) | {"load_ms": load_ms, "memory_bytes": network.memory_bytes}
-    for name in ("batch", "threads", "max_macs", "deadline_ms"):
+    for name in ("batch", "threads", "max_macs", "deadline_ms", "max_joules", "confidence"):
         summary[name] = getattr(config, name)
     return {**summary, "macs": found.macs.tolist(), "classes": classes.tolist()}
 
@@ -213,6 +222,7 @@ def _read_input(plan: str | Path, network: engine.Engine, config: RunConfig) -> 
 def _call_all(network: engine.Engine, images: _Images, config: RunConfig) -> _Calls:
     logits: list[Tensor] = []
     macs: list[int] = []
+    joules: list[float] = []
     exits: list[int] = []
     times: list[float] = []
     for part in tqdm(images.images.split(config.batch), desc="run", disable=None):
@@ -220,22 +230,24 @@ def _call_all(network: engine.Engine, images: _Images, config: RunConfig) -> _Ca
         y, report, ms = _call(network, x, config)
         logits.append(y)
         macs += report.macs
+        joules += report.joules or []
         exits += [report.exit] * len(x)
         times.append(ms)
-    return _Calls(
-        torch.cat(logits), torch.tensor(macs), torch.tensor(exits), torch.tensor(times, dtype=torch.float64)
-    )
+    doubles = (torch.tensor(values, dtype=torch.float64) for values in (joules, times))
+    return _Calls(torch.cat(logits), torch.tensor(macs), next(doubles), torch.tensor(exits), next(doubles))
 
 
 def _call(network: engine.Engine, x: Tensor, config: RunConfig) -> tuple[Tensor, engine.Report, float]:
     """Logits, report and milliseconds of one batch."""
+    names = ("max_macs", "deadline_ms", "max_joules", "confidence", "energy")
+    limits = {name: getattr(config, name) for name in names}
     start = perf_counter()
     if config.deadline_ms is not None:
-        y, report = network(x, deadline_ms=config.deadline_ms, report=True)
+        y, report = network(x, report=True, **limits)
         return y, report, (perf_counter() - start) * 1e3
-    y = network(x, max_macs=config.max_macs)
+    y = network(x, **limits)
     ms = (perf_counter() - start) * 1e3
-    return y, network(x, max_macs=config.max_macs, report=True)[1], ms
+    return y, network(x, report=True, **limits)[1], ms
 
 
 def _summarise(network: engine.Engine, found: _Calls) -> dict[str, Any]:
@@ -247,6 +259,7 @@ def _summarise(network: engine.Engine, found: _Calls) -> dict[str, Any]:
         "dense_macs": network.dense_macs,
         "mean_macs": mean,
         "mac_ratio": network.dense_macs / mean,
+        "mean_joules": found.joules.mean().item(),
         "exits": {name: (found.exits == i).sum().item() / count for i, name in enumerate(network.exits)},
         "p50_ms": p50,
         "p99_ms": p99,

@@ -1,12 +1,13 @@
 """What budgets buy: accuracy of a frozen network at limits from its first exit to the whole network.
 
-Runs in the engine, over a split, with limits on multiply-adds and with deadlines; the same network without
-any limit is the last point of each curve.
+Runs in the engine, over a split, with limits on multiply-adds and joules and with deadlines; the same network
+without any limit is the last point of each curve.
 """
 
 from __future__ import annotations
 
 import json
+import operator
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from .run_plan import RunConfig, run_plan
 
 __all__ = ["sweep"]
 
+_ROUNDING = 1 + 1e-12  # the engine adds in another order
+
 
 def sweep(
     checkpoint: str | Path, out: str | Path, base: RunConfig | None = None, points: int = 8
@@ -31,12 +34,13 @@ def sweep(
         checkpoint: a network with branch classifiers, gated or not.
         out: the folder.
         base: which images, how many at a time, threads; without limits.
-        points: budgets of each kind, evenly spread from what the first exit takes at worst (MACs) or in half
-            of the calls (ms) to what the whole network does.
+        points: budgets of each kind, evenly spread from what the first exit takes at worst (MACs, joules) or
+            in half of the calls (ms) to what the whole network does.
 
     Returns:
-        JSON-ready: checkpoint, and rows with resource ("macs" or "ms"), limit (None for the whole network),
-        accuracy, mean_macs, p50_ms, p99_ms and exits (of each classifier the share of images it answered).
+        JSON-ready: checkpoint, and rows with resource ("macs", "joules" or "ms"), limit (None for the whole
+        network), accuracy, mean_macs, mean_joules, p50_ms, p99_ms and exits (of each classifier the share of
+        images that it answered).
 
     Raises:
         ValueError: the network has no branch classifiers; and what `freeze_checkpoint` and `run_plan` raise.
@@ -61,6 +65,11 @@ def sweep(
         for limit in _spread(first, last, points):
             rows.append(_row("macs", limit, run_plan(plan, replace(base, max_macs=round(limit)))))
         rows.append(_row("macs", None, whole))
+        coefficients = base.energy.coefficients(network.dtype)
+        worst = [sum(map(operator.mul, coefficients, work)) for work in network.exit_worst_work]
+        for limit in _spread(worst[0] * _ROUNDING, worst[-1], points):
+            rows.append(_row("joules", limit, run_plan(plan, replace(base, max_joules=limit))))
+        rows.append(_row("joules", None, whole))
         for limit in _spread(shortest["p50_ms"], whole["p50_ms"], points):
             rows.append(_row("ms", limit, run_plan(plan, replace(base, deadline_ms=limit))))
         rows.append(_row("ms", None, whole))
@@ -75,5 +84,5 @@ def _spread(low: float, high: float, count: int) -> list[float]:
 
 
 def _row(resource: str, limit: float | None, found: dict[str, Any]) -> dict[str, Any]:
-    names = ("accuracy", "mean_macs", "p50_ms", "p99_ms", "exits")
+    names = ("accuracy", "mean_macs", "mean_joules", "p50_ms", "p99_ms", "exits")
     return {"resource": resource, "limit": limit, **{name: found[name] for name in names}}

@@ -102,13 +102,14 @@ def format_sweep(summary: dict[str, Any]) -> str:
     """What :func:`ddi.sweep.sweep` found, as text."""
     lines = [
         f"{summary['checkpoint']}, frozen",
-        "budget           accuracy  MMACs an image  ms a call (p50, p99)",
+        "budget           accuracy  MMACs an image  mJ an image  ms a call (p50, p99)",
     ]
     for row in summary["rows"]:
-        limit, macs = row["limit"], row["resource"] == "macs"
-        shown = "none" if limit is None else f"{limit / 1e6:.2f} MMACs" if macs else f"{limit:.3f} ms"
+        factor, unit = {"macs": (1e-6, "MMACs"), "ms": (1, "ms"), "joules": (1e3, "mJ")}[row["resource"]]
+        shown = "none" if row["limit"] is None else f"{row['limit'] * factor:.3f} {unit}"
         lines.append(
             f"{shown:16} {_percent(row['accuracy'])}  {row['mean_macs'] / 1e6:14.2f}  "
+            f"{1e3 * row['mean_joules']:11.4f}  "
             f"{row['p50_ms']:.3f}, {row['p99_ms']:.3f}"
         )
     return "\n".join(lines)
@@ -151,6 +152,7 @@ def format_run(summary: dict[str, Any]) -> str:
     lines += [
         f"MMACs per image  {summary['mean_macs'] / 1e6:.2f} mean; dense {summary['dense_macs'] / 1e6:.2f}",
         f"mac_ratio        {summary['mac_ratio']:.2f}",
+        f"mJ per image     {1e3 * summary['mean_joules']:.4f} by the energy model",
         f"exits            {', '.join(shares)}",
         f"ms per call      {summary['p50_ms']:.3f} median, {summary['p99_ms']:.3f} p99; "
         f"batch {summary['batch']}, threads {summary['threads']}",

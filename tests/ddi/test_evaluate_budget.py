@@ -81,10 +81,12 @@ def test_sweep(checkpoint, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert main(["eval", str(checkpoint), "--sweep", str(tmp_path), "--split", "validation"]) == 0
     rows = json.loads((tmp_path / "sweep.json").read_text())["rows"]
-    assert [row["resource"] for row in rows] == ["macs"] * 9 + ["ms"] * 9
+    assert [row["resource"] for row in rows] == ["macs"] * 9 + ["joules"] * 9 + ["ms"] * 9
     macs = rows[:9]
     assert macs[-1]["limit"] is None and macs[-1]["exits"]["network"] == 1
     limits = [row["limit"] for row in macs[:-1]]
     assert limits == sorted(limits) and all(row["mean_macs"] <= row["limit"] for row in macs[:-1])
+    joules = rows[9:17]
+    assert all(row["mean_joules"] <= row["limit"] for row in joules)
     assert macs[0]["exits"]["exit0"] > 0 and (tmp_path / "sweep.png").read_bytes()[1:4] == b"PNG"
     assert "budget           accuracy  MMACs an image" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from ddi.cli import main
 from ddi.data import Split, get_dataset
 from ddi.demo import pretrained
 from ddi.evaluate import evaluate
+from ddi.run_plan import RunConfig
 from ddi_kernels import engine
+from ddi_kernels.energy import HOROWITZ_45NM
 
 needs_engine = pytest.mark.usefixtures("built_engine")
 IMAGES = 5
@@ -230,6 +233,11 @@ MISTAKES = {
     "run-many-macs": ([*ARRAY, "--max-macs", "9" * 30], "it must be positive, at most 1e+15"),
     "run-few-macs": ([*ARRAY, "--max-macs", "1"], "no exit fits into 1 MACs: the first may take"),
     "run-deadline": ([*ARRAY, "--deadline-ms", "nan"], "deadline_ms is nan; it must be positive"),
+    "run-joules": ([*ARRAY, "--max-joules", "-1"], "max_joules is -1.0; it must be positive"),
+    "run-few-joules": ([*ARRAY, "--max-joules", "1e-12"], "no exit fits into 1e-12 joules"),
+    "run-joules-and-macs": ([*ARRAY, "--max-joules", "1", "--max-macs", "9"], "allowed: one of them"),
+    "run-energy": ([*ARRAY, "--energy", "{files}/cut.npy"], "cut.npy"),
+    "run-confidence": ([*ARRAY, "--confidence", "1.5"], "confidence is 1.5; it must lie in (0, 1]"),
     "run-batch": ([*ARRAY, "--batch", "0"], "batch is 0; it must be at least 1"),
     "run-large-batch": ([*ARRAY, "--batch", "100000"], "max_batch is 100000; expected 1 to 65536"),
     "run-threads": ([*ARRAY, "--threads", "0"], "threads is 0; it must be at least 1"),
@@ -251,6 +259,23 @@ ARRAYS = {
 }
 for name, says in ARRAYS.items():
     MISTAKES[f"run-{name}"] = (["run", "{files}/branched.ddi", "--input", f"{{files}}/{name}"], says)
+
+
+@needs_engine
+def test_run_within_joules_and_as_sure_as_told(files: Path, tmp_path: Path) -> None:
+    network = engine.load(files / "branched.ddi")
+    work = network.exit_worst_work[1]
+    limit = HOROWITZ_45NM.joules(*work, network.dtype) * (1 + 1e-9)
+    found = run_plan.run_plan(files / "branched.ddi", RunConfig("digits32", max_joules=limit, images=20))
+    assert 0 < found["mean_joules"] <= limit and found["exits"]["network"] < 1
+    sure = run_plan.run_plan(files / "branched.ddi", RunConfig("digits32", confidence=1e-6, images=20))
+    assert sure["exits"]["exit0"] == 1 and sure["mean_macs"] == network.exit_worst_macs[0]
+    cheap = replace(HOROWITZ_45NM, weights_from="l1")
+    less = run_plan.run_plan(files / "branched.ddi", RunConfig("digits32", energy=cheap, images=20))
+    assert (
+        less["mean_joules"]
+        < run_plan.run_plan(files / "branched.ddi", RunConfig("digits32", images=20))["mean_joules"]
+    )
 
 
 @needs_engine
