@@ -13,8 +13,9 @@ namespace {
 constexpr int kPasses = 16;
 constexpr double kPassesMs = 4;
 // Times foretold are times measured, which other work of the machine may make too short, by a
-// margin. It rises with each late run by what so many in time take back: about one in 200 is late.
-constexpr double kFirstMargin = 1.5, kMostMargin = 2, kRise = 0.1, kFall = kRise / 200;
+// margin. It rises with each late run by what so many in time take back: about one in 400 is late.
+constexpr double kFirstMargin = 1.5, kLeastMargin = 1.1, kMostMargin = 2, kRise = 0.1,
+                 kFall = kRise / 400;
 
 std::string number(double v) {
   char text[32];
@@ -70,7 +71,7 @@ void Session::measure() {
 }
 
 void Session::adjust_margin(bool late) {
-  margin_ = std::clamp(margin_ + (late ? kRise : -kFall), 1.0, kMostMargin);
+  margin_ = std::clamp(margin_ + (late ? kRise : -kFall), kLeastMargin, kMostMargin);
 }
 
 void Session::check_options(const RunOptions& options) const {
