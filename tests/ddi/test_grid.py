@@ -173,7 +173,8 @@ def unmeasured(finished, tmp_path):
     """The finished grid with a file of its rows that is this test's own."""
     grid = finished[1]
     keys = {run.key for run in grid.runs}
-    write_rows(tmp_path / "rows.jsonl", [row for row in read_rows(grid.rows) if row_key(row) in keys])
+    rows = [row for row in read_rows(grid.rows) if row_key(row) in keys]
+    write_rows(tmp_path / "rows.jsonl", sorted(rows, key=row_key))  # not as they happened to end
     return dataclasses.replace(grid, rows=tmp_path / "rows.jsonl")
 
 
