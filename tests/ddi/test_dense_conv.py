@@ -131,8 +131,8 @@ def test_the_gates_stage_teaches_the_norms_of_the_gates_alone(tmp_path):
     stage = Stage("gates", 1)
     optimizers = trainer._optimizers(stage)
     trainer._train_mode(stage)
-    loss, *_ = trainer._loss(stage, 0.5, images(4), torch.arange(4))
-    trainer._step(loss, optimizers)
+    split = trainer.data.train(0, 0)
+    trainer._step(stage, 0.5, optimizers, split.images[:4], split.labels[:4])
     after = trainer.model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert all(name.startswith("ddi_gates.") for name in changed)
