@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ddi_kernels.versioned import read_versioned
+
 __all__ = ["ELEMENT_BYTES", "HOROWITZ_45NM", "RELATIVE_MAC_L1_L2", "EnergyModel"]
 
 VERSION = 1
@@ -104,14 +106,7 @@ class EnergyModel:
         Raises:
             ValueError: it is none, damaged, or of another version.
         """
-        try:
-            content = json.loads(text)
-            version = content.pop("version")
-            if version != VERSION:
-                raise ValueError(f"it has version {version}, this package reads version {VERSION}")
-            return cls(**content)
-        except (AttributeError, LookupError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"it is no energy model, or damaged ({error!r})") from error
+        return read_versioned(text, VERSION, "energy model", lambda content: cls(**content))
 
 
 # Of an access of 64 bits, and sums in the width that the kernels accumulate in: float32, and int32 for int8.

@@ -18,6 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ddi_kernels.versioned import read_versioned
+
 __all__ = ["ConvShape", "Estimate", "Grid", "LatencyTable", "Row"]
 
 VERSION = 1
@@ -224,15 +226,12 @@ class LatencyTable:
         Raises:
             ValueError: it is none, damaged, or of another version.
         """
-        try:
-            content = json.loads(text)
-            version = content.pop("version")
-            if version != VERSION:
-                raise ValueError(f"it has version {version}, this package reads version {VERSION}")
+
+        def table(content: dict[str, Any]) -> LatencyTable:
             rows = tuple(_row(values) for values in content.pop("rows"))
             return cls(**content, rows=rows)
-        except (AttributeError, LookupError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"it is no latency table, or damaged ({error!r})") from error
+
+        return read_versioned(text, VERSION, "latency table", table)
 
 
 def _row(values: dict[str, Any]) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator
 
 import pytest
@@ -51,3 +52,16 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
         return
     with forced_isa(request.param), ddi_kernels.backend("native"):
         yield request.param
+
+
+@pytest.fixture
+def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine where importing matplotlib fails."""
+    real = builtins.__import__
+
+    def without(name: str, *args: object, **kwargs: object) -> object:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)

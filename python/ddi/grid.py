@@ -32,6 +32,7 @@ from .cost import dense_macs
 from .data import get_dataset
 from .evaluate import evaluate
 from .train import TrainConfig, train
+from .train.initial import model_kwargs
 
 __all__ = ["Grid", "Run", "read_grid", "read_rows", "row_key", "run_grid", "write_rows"]
 
@@ -266,9 +267,10 @@ def train_run(run: Run, checkpoints: Path, work: Path, threads: int) -> dict[str
     config = run.config(checkpoints)
     train(config, work / run.name, resume=True, progress_bar=False)
     target = checkpoints / f"{run.name}.safetensors"
-    _save_rounded(work / run.name / "model.safetensors", target, config)
-    model, meta = load_model(target)
     data = get_dataset(config.dataset, config.data_root)
+    kwargs = model_kwargs(config, data.num_classes)
+    _save_rounded(work / run.name / "model.safetensors", target, config.model, kwargs)
+    model, meta = load_model(target)
     resource = "macs" if config.gates is None else config.priced()
     result = evaluate(model, data, data.test(), resource=resource)
     dense = dense_macs(create_model(run.network), (1, *data.image_shape))
@@ -289,7 +291,7 @@ def train_run(run: Run, checkpoints: Path, work: Path, threads: int) -> dict[str
     }
 
 
-def _save_rounded(source: Path, target: Path, config: TrainConfig) -> None:
+def _save_rounded(source: Path, target: Path, name: str, kwargs: dict[str, Any]) -> None:
     """The checkpoint with its kernels and matrices in bfloat16, half the size; vectors stay float32."""
     model, meta = load_model(source)
     for parameter in model.parameters():
@@ -297,7 +299,5 @@ def _save_rounded(source: Path, target: Path, config: TrainConfig) -> None:
             parameter.data = parameter.data.bfloat16()
     history = meta.pop("history")
     meta = {**meta, "validation_accuracy": history[-1]["validation_accuracy"]}
-    kwargs = config.model_kwargs or {}
-    classes = get_dataset(config.dataset, config.data_root).num_classes
     exits: Any = list(model.exit_positions) or None  # type: ignore[arg-type]
-    save_model(target, model, config.model, meta, num_classes=classes, exits=exits, **kwargs)
+    save_model(target, model, name, meta, exits=exits, **kwargs)

@@ -7,7 +7,6 @@ without any limit is the last point of each curve.
 from __future__ import annotations
 
 import json
-import operator
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from .run_plan import RunConfig, run_plan
 
 __all__ = ["sweep"]
 
-_ROUNDING = 1 + 1e-12  # the engine adds in another order
+_ROUNDING = 1 + 1e-12  # so that a mean of joules that all meet the limit meets it, too
 
 
 def sweep(
@@ -65,8 +64,7 @@ def sweep(
         for limit in _spread(first, last, points):
             rows.append(_row("macs", limit, run_plan(plan, replace(base, max_macs=round(limit)))))
         rows.append(_row("macs", None, whole))
-        coefficients = base.energy.coefficients(network.dtype)
-        worst = [sum(map(operator.mul, coefficients, work)) for work in network.exit_worst_work]
+        worst = [base.energy.joules(*work, network.dtype) for work in network.exit_worst_work]
         for limit in _spread(worst[0] * _ROUNDING, worst[-1], points):
             rows.append(_row("joules", limit, run_plan(plan, replace(base, max_joules=limit))))
         rows.append(_row("joules", None, whole))

@@ -1,6 +1,5 @@
 """The verbs: results, --json, and for every mistake one clear line and status 2."""
 
-import builtins
 import json
 
 import pytest
@@ -176,15 +175,7 @@ def test_unwritable_json_is_an_error_too(capsys, tmp_path):
     assert capsys.readouterr().err.startswith("ddi env: error: ")
 
 
-def test_missing_matplotlib_names_the_extra(files, capsys, tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_missing_matplotlib_names_the_extra(files, capsys, tmp_path, no_matplotlib):
     assert main(["demo", "--out", str(tmp_path)]) == 2
     assert "ddi-kernels[report]" in capsys.readouterr().err
 

@@ -1,6 +1,5 @@
 """`ddi report`: tables of rows with values counted by hand, curves, and sources that are none."""
 
-import builtins
 import json
 
 import pytest
@@ -166,7 +165,7 @@ def test_a_history_is_drawn_with_its_stages():
 
 def test_equal_accuracies_whose_mean_rounds_have_a_spread_of_zero():
     rows = [row("both", 0.5, seed, 0.9282, 20e6) for seed in range(6)]
-    plot_comparison(points_of(rows), "net")
+    assert plot_comparison(points_of(rows), "net").axes
 
 
 @pytest.mark.parametrize(
@@ -207,15 +206,7 @@ def test_folders_and_files_that_are_none(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_matplotlib_names_the_extra(tmp_path, capsys, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_missing_matplotlib_names_the_extra(tmp_path, capsys, no_matplotlib):
     assert main(["report", str(run_folder(tmp_path / "run", [line(1)])), "--out", str(tmp_path / "out")]) == 2
     assert "pip install ddi-kernels[report]" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

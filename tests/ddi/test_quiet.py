@@ -57,7 +57,7 @@ def test_one_waits_for_the_other_until_it_is_gone(folder, held, wants):
 def test_steps_run_side_by_side(folder):
     other = holder("working", folder)
     with quiet.working():
-        pass
+        assert other.poll() is None  # it is still inside
     other.kill()
     other.wait()
 
@@ -98,4 +98,4 @@ def test_commands_that_measure_wait_for_a_step_to_end(folder, module):
 def test_nobody_waits_without_flock(folder, monkeypatch):
     monkeypatch.setattr(quiet, "fcntl", None)
     with quiet.measuring(), quiet.working():
-        pass
+        assert not os.listdir(folder)
