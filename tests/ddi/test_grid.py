@@ -178,54 +178,66 @@ def unmeasured(finished, tmp_path):
     return dataclasses.replace(grid, rows=tmp_path / "rows.jsonl")
 
 
-@pytest.mark.parametrize("only", ["narrow", ""])
-def test_rows_without_times_are_measured(unmeasured, monkeypatch, only):
-    calls = []
+def fake_measure(calls, meanwhile=lambda: None):
+    """Stands for `ddi.timing.measure`: 1 ms and more, by the order of the networks."""
 
     def measure(providers, pool, batch, threads, passes):
-        assert len(pool) == 256 and (threads, passes) == (1, 5)
+        assert len(pool) == 256 and (threads, passes) == (1, 9)
         data = get_dataset("digits32")
         assert (pool == data.normalize(data.test().images[:256])).all()
-        (network,) = providers.values()
-        assert network(pool[:batch]).shape == (batch, 10)
-        calls.append(batch)
-        return {"engine": Timing.of([1.0, 2.0, 3.0 * batch, 4.0 * batch, 5.0 * batch])}
+        for network in providers.values():
+            assert network(pool[:batch]).shape == (batch, 10)
+        calls.append((batch, list(providers)))
+        meanwhile()
+        middle = {name: place * batch for place, name in enumerate(providers, 1)}
+        return {name: Timing.of([0.0, middle[name], 99.0 * batch]) for name in providers}
 
-    monkeypatch.setattr(measuring_module, "measure", measure)
+    return measure
+
+
+@pytest.mark.parametrize("only", ["_0.", ""])
+def test_all_rows_of_a_network_are_measured_in_turns_once_one_lacks_times(unmeasured, monkeypatch, only):
+    calls = []
+    monkeypatch.setattr(measuring_module, "measure", fake_measure(calls))
     before = read_rows(unmeasured.rows)
-    done = {"ms_b1": 7.0, "ms_b32": 8.0}
-    write_rows(unmeasured.rows, [before[0] | done, *before[1:]])
+    done = {"ms_b1": 777.0, "ms_b32": 888.0}
+    write_rows(unmeasured.rows, [row | done if row["target"] == 0.5 else row for row in before])
+    before = read_rows(unmeasured.rows)
     rows = measure_grid(unmeasured, only)
-    assert rows == read_rows(unmeasured.rows) and rows[0] == before[0] | done
-    for row, old in zip(rows[1:], before[1:], strict=True):
-        if row["gating"] == "narrow" or not only:
-            times = {"ms_b1": 3.0, "ms_b32": 96.0}
+    assert rows == read_rows(unmeasured.rows)
+    names = [row["checkpoint"] for row in before if only in row["checkpoint"]]
+    assert len(names) >= 2 and calls == [(1, names), (32, names)]
+    for row, old in zip(rows, before, strict=True):
+        if row["checkpoint"] in names:
+            place = names.index(row["checkpoint"]) + 1
+            times = {"ms_b1": place, "ms_b32": place * 32.0}
             assert row == old | times | {"measured_on": collect_env()["system"]["cpu"]}
         else:
             assert row == old
-    assert calls == [1, 32] * (1 if only else 3)
     measure_grid(unmeasured, only)
-    assert len(calls) == 2 * (1 if only else 3)  # nothing is measured twice
+    assert len(calls) == 2  # nothing is measured twice
 
 
-def test_a_measurement_that_breaks_off_keeps_what_it_has(unmeasured, monkeypatch):
-    """Trainings that end meanwhile keep their rows, too."""
-    calls, rows = [], read_rows(unmeasured.rows)
-    late = rows[0] | {"seed": 9}
+def test_a_measurement_that_breaks_off_changes_no_row(unmeasured, monkeypatch):
+    before = unmeasured.rows.read_bytes()
 
-    def measure(providers, pool, batch, threads, passes):
-        calls.append(batch)
-        if len(calls) == 1:
-            write_rows(unmeasured.rows, [*rows, late])
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return {"engine": Timing.of([1.0])}
+    def interrupted():
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(measuring_module, "measure", measure)
+    monkeypatch.setattr(measuring_module, "measure", fake_measure([], interrupted))
     with pytest.raises(KeyboardInterrupt):
         measure_grid(unmeasured)
-    found = read_rows(unmeasured.rows)
-    assert [row["ms_b32"] for row in found] == [1.0, None, None, None, None] and found[-1] == late
+    assert unmeasured.rows.read_bytes() == before
+
+
+def test_trainings_that_end_during_a_measurement_keep_their_rows(unmeasured, monkeypatch):
+    rows = read_rows(unmeasured.rows)
+    late = rows[0] | {"seed": 9}
+    monkeypatch.setattr(
+        measuring_module, "measure", fake_measure([], lambda: write_rows(unmeasured.rows, [*rows, late]))
+    )
+    found = measure_grid(unmeasured)
+    assert found[-1] == late and all(row["ms_b32"] for row in found[:-1])
 
 
 def test_measuring_by_the_command(unmeasured, finished, tmp_path, capsys):
