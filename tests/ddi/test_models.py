@@ -151,3 +151,20 @@ def test_unknown_names_and_arguments():
         ddi.create_model("cifar_resnet8", num_classes=0)
     with pytest.raises(ValueError, match="expected input"):
         ddi.create_model("cifar_resnet8")(torch.randn(3, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet8", "resnet50"])
+def test_blocks_that_begin_as_the_identity(name):
+    """Their branches give 0 at first, whatever they read, and train all the same."""
+    kwargs = {"num_classes": 4, "zero_init_residual": True}
+    model = ddi.create_model(name, **kwargs)
+    blocks = [m for m in model.modules() if type(m).__name__ in ("BasicBlock", "Bottleneck")]
+    plain = [block for block in blocks if block.downsample is None]
+    assert plain
+    for block in plain:
+        x = torch.rand(2, block.conv1.in_channels, 8, 8)
+        assert torch.equal(block(x), x)
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    last = "bn2" if name == "cifar_resnet8" else "bn3"
+    assert all(getattr(block, last).weight.grad.abs().sum() > 0 for block in blocks)
+    assert all((m.weight == 1).all() for m in ddi.create_model(name).modules() if hasattr(m, "running_mean"))

@@ -49,7 +49,8 @@ def create_model(name: str, gates: Any | None = None, **kwargs: Any) -> nn.Modul
             1/4 and 3/4, in each other one. A number: so many, evenly spread in MACs. Rising numbers: how
             many blocks (of a DenseNet: layers) run before each. A cifar_resnet also takes `width`, the
             channels of its first stage (16), and `depths`, the blocks of each stage: for networks that are
-            narrower or shallower at all times, to compare a gated one with.
+            narrower or shallower at all times, to compare a gated one with; every ResNet also
+            `zero_init_residual`, whether its blocks begin as the identity (False).
 
     Raises:
         ValueError: unknown name or argument, with the nearest known ones.

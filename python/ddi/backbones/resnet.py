@@ -91,6 +91,8 @@ class ResNet(Backbone):
         stem: "cifar", one 3x3 convolution, or "imagenet", which goes to a quarter of the size first.
         num_classes: width of the classifiers.
         exits: see `ddi.create_model`.
+        zero_init_residual: whether every block begins as the identity, the last scale of its branch at 0, as
+            Goyal et al. (arXiv 1706.02677) have it. ResNet-110 at the rates of `TrainConfig` needs it.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class ResNet(Backbone):
         stem: Literal["cifar", "imagenet"],
         num_classes: int,
         exits: Exits = None,
+        zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(num_classes, int) or num_classes < 1:
@@ -122,6 +125,8 @@ class ResNet(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if zero_init_residual and isinstance(module, (BasicBlock, Bottleneck)):
+                nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
         self._add_exits(exits, num_classes, 224 if large else 32, width)
 
     def _run(self, x: Tensor, visit: Visit | None) -> Tensor:
@@ -134,16 +139,20 @@ class ResNet(Backbone):
 def _register_cifar(depth: int) -> None:
     @register_model(f"cifar_resnet{depth}")
     def build(
-        num_classes: int = 10, exits: Exits = None, width: int = 16, depths: Sequence[int] | None = None
+        num_classes: int = 10,
+        exits: Exits = None,
+        width: int = 16,
+        depths: Sequence[int] | None = None,
+        zero_init_residual: bool = False,
     ) -> nn.Module:
         depths = ((depth - 2) // 6,) * 3 if depths is None else depths
-        return ResNet(BasicBlock, depths, width, "cifar", num_classes, exits)
+        return ResNet(BasicBlock, depths, width, "cifar", num_classes, exits, zero_init_residual)
 
 
 def _register(depth: int, block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int]) -> None:
     @register_model(f"resnet{depth}")
-    def build(num_classes: int = 1000, exits: Exits = None) -> nn.Module:
-        return ResNet(block, depths, 64, "imagenet", num_classes, exits)
+    def build(num_classes: int = 1000, exits: Exits = None, zero_init_residual: bool = False) -> nn.Module:
+        return ResNet(block, depths, 64, "imagenet", num_classes, exits, zero_init_residual)
 
 
 for _depth in (8, 14, 20, 32, 38, 56, 74, 110):
