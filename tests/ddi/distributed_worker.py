@@ -55,7 +55,8 @@ def signs():
     model = ddi.create_model("cifar_resnet8", gates=ddi.DDIConfig())
     with world("cpu") as here:
         if here.rank == 1:
-            torch.nn.init.constant_(model.ddi_gates.layer.bias, -9.0)
+            for gate in model.ddi_gates.layer.values():
+                torch.nn.init.constant_(gate.bias, -9.0)
         with ddi.record(model) as rec:
             model(torch.zeros(4, 3, 32, 32))
         own = (rec.macs.mean() / rec.dense_macs).item()

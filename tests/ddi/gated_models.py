@@ -45,8 +45,9 @@ def mixed_model(name="cifar_resnet8", seed=0, gates=None, **config):
             gate.expand.weight.normal_(std=2.0)
             gate.expand.bias.zero_()
         if config.get("layers", not dense):
-            model.ddi_gates.layer.weight.normal_(std=5.0)
-            model.ddi_gates.layer.bias.zero_()
+            for gate in model.ddi_gates.layer.values():
+                gate.weight.normal_(std=5.0)
+                gate.bias.zero_()
     return model.eval()
 
 

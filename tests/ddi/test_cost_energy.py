@@ -182,7 +182,7 @@ def gate_matrices(gates, site):
     found = [channel.reduce.weight, channel.expand.weight]
     if hasattr(gates, "lstm"):
         found += [gates.project[str(site.in_channels)].weight, gates.lstm.weight_ih, gates.lstm.weight_hh]
-        found += [gates.layer.weight] if site.skippable else []
+        found += [gates.layer[site.name].weight] if site.skippable else []
     return found
 
 
@@ -314,10 +314,11 @@ def test_joules_can_be_trained_down(network):
     below = ddi.budget_loss(rec, min(1.0, share * 1.1), "joules")
     assert above.item() == pytest.approx(share) and below.item() == pytest.approx(-share)
     above.backward()
-    grads = [gate.expand.bias.grad for gate in model.ddi_gates.channel.values()]
-    assert all((grad >= 0).all() for grad in grads) and any(grad.any() for grad in grads)  # descending closes
+    # Descending closes the last gates. Those before also change what later ones read.
+    grad = list(model.ddi_gates.channel.values())[-1].expand.bias.grad
+    assert (grad >= 0).all() and grad.any()
     if network != "densenet":
-        assert model.ddi_gates.layer.bias.grad.item() > 0
+        assert list(model.ddi_gates.layer.values())[-1].bias.grad.item() > 0
 
 
 def test_gradient_of_a_block_is_what_its_bits_decide_over():

@@ -126,11 +126,26 @@ def test_budget_loss_changes_sign_at_the_target():
     above, below = ddi.budget_loss(rec, share * 0.9), ddi.budget_loss(rec, min(1.0, share * 1.1))
     assert above.item() == pytest.approx(share) and below.item() == pytest.approx(-share)
     above.backward()
-    bias = model.ddi_gates.layer.bias
-    assert bias.grad.item() > 0  # descending closes the gates
-    assert all((g.expand.bias.grad >= 0).all() for g in model.ddi_gates.channel.values())
+    # Descending closes the last gates. Those before also change what later ones read.
+    assert list(model.ddi_gates.layer.values())[-1].bias.grad.item() > 0
+    assert (list(model.ddi_gates.channel.values())[-1].expand.bias.grad >= 0).all()
     with pytest.raises(ValueError, match="target"):
         ddi.budget_loss(rec, 0.0)
+
+
+def test_budget_loss_fades_within_its_margin():
+    model, x = mixed_model().train(), images(4)
+    with ddi.record(model) as rec:
+        model(x)
+    share = (rec.macs.mean() / rec.dense_macs).item()
+    for distance in (0.03, -0.02, 0.0):
+        loss = ddi.budget_loss(rec, share - distance, margin=0.05)
+        assert loss.item() == pytest.approx(share * distance / 0.05, abs=1e-6)
+    assert ddi.budget_loss(rec, share - 0.06, margin=0.05).item() == pytest.approx(share)
+    assert ddi.budget_loss(rec, share + 0.06, margin=0.05).item() == pytest.approx(-share)
+    for margin in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="margin must not be negative"):
+            ddi.budget_loss(rec, 0.5, margin=margin)
 
 
 def test_plain_models_count_as_dense():

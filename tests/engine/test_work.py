@@ -97,7 +97,7 @@ def gate_work(model: Any, block: str) -> np.ndarray:
     ]
     if hasattr(gates, "lstm"):
         weights += [gates.project[str(site.in_channels)].weight, gates.lstm.weight_ih, gates.lstm.weight_hh]
-        weights += [gates.layer.weight] if site.skippable and hasattr(gates, "layer") else []
+        weights += [gates.layer[name].weight] if site.skippable and hasattr(gates, "layer") else []
     return sum(map(linear, weights), np.zeros(3, int))
 
 

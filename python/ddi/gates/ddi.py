@@ -1,10 +1,11 @@
 """The gates of Dual Dynamic Inference on ResNets (arXiv 1907.04523): layers and channels, per sample.
 
 Layer gate, as in the authors' line of work (SkipNet, arXiv 1711.09485): pooled input -> Linear(C, 10), one
-per width -> one LSTM(10, 10) shared by all blocks -> Linear(10, 1) -> sigmoid, hard at the threshold. The
-channel gate reads the same pooled input and the LSTM's new state: Linear -> ReLU -> Linear to one bit per
-channel group of the block's interior. Both cost some thousand multiply-adds a block, against millions in
-the block.
+per width -> one LSTM(10, 10) shared by all blocks -> Linear(10, 1) -> sigmoid, hard at the threshold. That
+last layer is each block's own: with one for all, a penalty moves the gates of all blocks together, and chance
+decides which one falls first. The channel gate reads the same pooled input and the LSTM's new state:
+Linear -> ReLU -> Linear to one bit per channel group of the block's interior. Both cost some thousand
+multiply-adds a block, against millions in the block.
 """
 
 from __future__ import annotations
@@ -132,12 +133,16 @@ class DDIGates(ThresholdGates):
         self.project = nn.ModuleDict({str(c): nn.Linear(c, config.hidden) for c in widths})
         self.lstm = nn.LSTMCell(config.hidden, config.hidden)
         if config.layers:
-            self.layer = nn.Linear(config.hidden, 1)
-            nn.init.normal_(self.layer.weight, std=0.01)
-            nn.init.constant_(self.layer.bias, config.open_bias)
+            self.layer = nn.ModuleDict({s.name: self._layer_gate() for s in sites if s.skippable})
         if config.channels:
             self.channel = nn.ModuleDict({site.name: self._channel_gate(site) for site in sites})
         self._lists: dict[str, dict[str, list[Tensor]]] = {}
+
+    def _layer_gate(self) -> nn.Linear:
+        gate = nn.Linear(self.config.hidden, 1)
+        nn.init.normal_(gate.weight, std=0.01)
+        nn.init.constant_(gate.bias, self.config.open_bias)
+        return gate
 
     def _channel_gate(self, site: GateSite) -> ChannelGate:
         config = self.config
@@ -154,7 +159,7 @@ class DDIGates(ThresholdGates):
             lists: dict[str, list[Tensor]] = {"layer": [], "channel": []}
             lists["lstm"] = [*self.project[str(site.in_channels)].parameters(), *self.lstm.parameters()]
             if self.config.layers and site.skippable:
-                lists["layer"] = list(self.layer.parameters())
+                lists["layer"] = list(self.layer[site.name].parameters())
             if self.config.channels:
                 lists["channel"] = list(self.channel[site.name].parameters())
             self._lists[site.name] = lists
