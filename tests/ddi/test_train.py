@@ -269,6 +269,15 @@ def test_branches_come_to_a_backbone_without_any(finished, branched, tmp_path):
         Trainer(TrainConfig(**values | {"init": str(branched[0] / "model.safetensors"), "exits": "1"}), "x")
 
 
+def test_branches_of_a_backbone_can_be_left_behind(branched, tmp_path):
+    values = TINY | {"init": str(branched[0] / "model.safetensors"), "exits": "none"}
+    model = Trainer(TrainConfig(**values), tmp_path / "run").model
+    before, after = weights(branched[0]), model.state_dict()
+    kept = {name for name in after if "ddi_gates" not in name}
+    assert model.exit_positions == () and kept == {name for name in before if not name.startswith("exits.")}
+    assert all(torch.equal(after[name], before[name]) for name in kept)
+
+
 @pytest.mark.parametrize("exits", ["all", "1,a", "", "0", "2,1", "9"])
 def test_exits_that_are_none(exits, tmp_path):
     with pytest.raises(ValueError, match="exits"):

@@ -20,7 +20,7 @@ class TrainConfig:
         model_kwargs: more for `create_model`, as {"width": 8}.
         gates: a gate config as `config_to_dict` gives it, or None for a plain network.
         exits: branch classifiers, trained with the network: "default", a number of them, or after which
-            blocks, as "3,6,9"; None: those that `init` has, else none.
+            blocks, as "3,6,9"; "none": none, also if `init` has some; None: those that it has, else none.
         branch_weight: factor of their `branch_loss`.
         equalise: see `branch_loss`.
         mac_target: wanted share of the dense cost in `resource`, reached in the joint stage.
@@ -100,13 +100,16 @@ class TrainConfig:
 
     def backbone_exits(self) -> Exits:
         """`exits` as `create_model` takes it."""
-        if self.exits is None or self.exits == "default":
+        if self.exits in (None, "none"):
+            return None
+        if self.exits == "default":
             return cast(Exits, self.exits)
         try:
             numbers = [int(word) for word in self.exits.split(",")]
         except ValueError as error:
             raise ValueError(
-                f'train: exits must be "default", a number, or numbers as in "3,6,9"; got {self.exits!r}'
+                'train: exits must be "default", "none", a number, or numbers as in "3,6,9"; '
+                f"got {self.exits!r}"
             ) from error
         return numbers if "," in self.exits else numbers[0]
 

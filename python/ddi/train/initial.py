@@ -50,10 +50,10 @@ def _load_init(config: TrainConfig, num_classes: int) -> Any:
     if config.exits is None:
         return loaded
     model = _new_model(config, num_classes)
-    if loaded.exit_positions not in ((), model.exit_positions):
+    if config.exits != "none" and loaded.exit_positions not in ((), model.exit_positions):
         raise CheckpointError(
             f"train: init={path} has branch classifiers after blocks {loaded.exit_positions}, the run "
             f"wants them after {model.exit_positions}; leave exits out to train those that it has"
         )
-    model.load_state_dict(loaded.state_dict(), strict=False)  # all, or all but exits.*
+    model.load_state_dict(loaded.state_dict(), strict=False)  # all but exits.* that one of them lacks
     return model
