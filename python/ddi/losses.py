@@ -19,15 +19,12 @@ def budget_loss(
     target: float,
     resource: str | Resource = "macs",
     mean: Callable[[Tensor], Tensor] | None = None,
-    margin: float = 0.0,
 ) -> Tensor:
     """Sign-controlled resource penalty of Dual Dynamic Inference (arXiv 1907.04523).
 
     s * mean(cost) / dense cost, s = +1 while the batch's measured share is above the target and -1 at or
-    below it, so that training settles at the target. Within a margin of the target s can be the distance to
-    it over the margin instead, and then comes to rest at what a saved cost is worth to the task: a mere sign
-    throws gates to and fro across their threshold wherever that is less than the weight. The gradient reaches
-    the gates through the straight-through bits, each weighted by the cost that it decides over.
+    below it, so that training settles at the target. The gradient reaches the gates through the
+    straight-through bits, each weighted by the cost that it decides over.
 
     Args:
         rec: of the training step's forward pass, taken with gradients enabled.
@@ -35,13 +32,12 @@ def budget_loss(
         resource: "macs", "ms", "joules", or a `ddi.cost.Resource`; see `Record.cost`.
         mean: takes a scalar's mean over the processes that a batch is spread over, so that the sign is that
             of the whole batch in all of them; None: this process has all of it.
-        margin: as a share of the dense cost; 0, the authors' penalty, is the sign alone.
 
     Returns:
         Scalar to weigh and add to the task loss.
 
     Raises:
-        ValueError: target is no share, or margin is negative; see also `Record.cost`.
+        ValueError: target is no share; see also `Record.cost`.
 
     Example:
         >>> with ddi.record(model) as rec:
@@ -50,17 +46,13 @@ def budget_loss(
     """
     if not 0.0 < target <= 1.0:
         raise ValueError(f"budget_loss: target must lie in (0, 1], got {target!r}")
-    if not margin >= 0.0:
-        raise ValueError(f"budget_loss: margin must not be negative, got {margin!r}")
-    return signed(rec.cost(resource).share, target, mean, margin)
+    return signed(rec.cost(resource).share, target, mean)
 
 
-def signed(share: Tensor, target: float, mean: Callable[[Tensor], Tensor] | None, margin: float) -> Tensor:
-    """A share with the factor of its penalty, which the mean share of the whole batch decides."""
-    measured = (share.detach() if mean is None else mean(share.detach())).item()
-    if abs(measured - target) >= margin:
-        return share if measured > target else -share
-    return share * ((measured - target) / margin)
+def signed(share: Tensor, target: float, mean: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """A share with the sign of its penalty, which the mean share of the whole batch decides."""
+    measured = share.detach() if mean is None else mean(share.detach())
+    return share if measured.item() > target else -share
 
 
 def branch_loss(logits: Sequence[Tensor], labels: Tensor, equalise: bool = True) -> Tensor:

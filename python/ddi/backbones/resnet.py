@@ -92,7 +92,7 @@ class ResNet(Backbone):
         num_classes: width of the classifiers.
         exits: see `ddi.create_model`.
         zero_init_residual: whether every block begins as the identity, the last scale of its branch at 0, as
-            Goyal et al. (arXiv 1706.02677) have it. ResNet-110 at the rates of `TrainConfig` needs it.
+            Goyal et al. (arXiv 1706.02677) have it.
     """
 
     def __init__(

@@ -37,7 +37,6 @@ class TrainConfig:
             layer and channel bits, which plain SGD at one rate cannot serve).
         batch_size: images a step; of all processes together.
         budget_weight: factor of `budget_loss`.
-        budget_margin: its margin.
         anneal: share of the joint stage over which the target falls from 1 to mac_target.
         precision: "fp32", or "bf16" for mixed precision (torch.autocast; weights, losses and gates stay
             float32): 1.5 times as fast on CPUs with AVX512-BF16.
@@ -66,7 +65,6 @@ class TrainConfig:
     gate_lr: float = 0.004
     weight_decay: float = 1e-4
     budget_weight: float = 1.5
-    budget_margin: float = 0.05
     anneal: float = 0.35
     precision: str = "fp32"
     device: str = "cpu"
@@ -83,8 +81,6 @@ class TrainConfig:
                 raise ValueError(f"train: {name} must not be negative, got {getattr(self, name)!r}")
         if self.branch_weight < 0:
             raise ValueError(f"train: branch_weight must not be negative, got {self.branch_weight!r}")
-        if not self.budget_margin >= 0:
-            raise ValueError(f"train: budget_margin must not be negative, got {self.budget_margin!r}")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f'train: precision must be "fp32" or "bf16", got {self.precision!r}')
         if self.batch_size < 2:

@@ -114,9 +114,7 @@ class Trainer:
         with record(self._network) as rec, mixed:
             task = self._task_loss(x, labels)
         resource = self.resource if stage.name == "joint" else Macs()
-        penalty = budget_loss(
-            rec, self._target(stage, done), resource, self.world.mean, self.config.budget_margin
-        )
+        penalty = budget_loss(rec, self._target(stage, done), resource, self.world.mean)
         loss = task + self.config.budget_weight * penalty
         return loss, task, rec.macs.mean().item() / rec.dense_macs
 
