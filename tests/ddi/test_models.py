@@ -119,7 +119,7 @@ def test_macs_of_densenets_by_hand(name, growth, depths, stem, side, giga):
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 def test_sparse_equals_dense_times_mask(name, config, channels_last):
     model = mixed_model(name, **config)
-    x = images(9)
+    x = images(32)
     if channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     with torch.inference_mode():
