@@ -306,7 +306,7 @@ def test_passes_on_images_of_two_sizes():
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_joules_can_be_trained_down(network):
-    model, x = mixed_model(NETWORKS[network]).train(), images(4)
+    model, x = mixed_model(NETWORKS[network], seed=1).train(), images(4)
     with ddi.record(model) as rec:
         model(x)
     share = rec.cost("joules").share.item()
@@ -314,11 +314,10 @@ def test_joules_can_be_trained_down(network):
     below = ddi.budget_loss(rec, min(1.0, share * 1.1), "joules")
     assert above.item() == pytest.approx(share) and below.item() == pytest.approx(-share)
     above.backward()
-    # Descending closes the last gates. Those before also change what later ones read.
-    grad = list(model.ddi_gates.channel.values())[-1].expand.bias.grad
-    assert (grad >= 0).all() and grad.any()
+    grads = [gate.expand.bias.grad for gate in model.ddi_gates.channel.values()]
+    assert all((grad >= 0).all() for grad in grads) and any(grad.any() for grad in grads)  # descending closes
     if network != "densenet":
-        assert list(model.ddi_gates.layer.values())[-1].bias.grad.item() > 0
+        assert all(gate.bias.grad.item() > 0 for gate in model.ddi_gates.layer.values())
 
 
 def test_gradient_of_a_block_is_what_its_bits_decide_over():

@@ -110,16 +110,21 @@ class ThresholdGates(nn.Module):
         return f"{self.config}"
 
 
+def open_linear(in_features: int, out_features: int, open_bias: float) -> nn.Linear:
+    """A gate's last layer, open for every input at first: the bias outweighs the weighted part."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.constant_(layer.bias, open_bias)
+    return layer
+
+
 class ChannelGate(nn.Module):
     """Weights of Linear -> ReLU -> Linear, from what a gate sees to one logit per channel group."""
 
     def __init__(self, in_features: int, hidden: int, groups: int, open_bias: float) -> None:
         super().__init__()
         self.reduce = nn.Linear(in_features, hidden)
-        self.expand = nn.Linear(hidden, groups)
-        # Open for every input at first: the bias outweighs the weighted part.
-        nn.init.normal_(self.expand.weight, std=0.01)
-        nn.init.constant_(self.expand.bias, open_bias)
+        self.expand = open_linear(hidden, groups, open_bias)
 
 
 class DDIGates(ThresholdGates):
@@ -133,16 +138,11 @@ class DDIGates(ThresholdGates):
         self.project = nn.ModuleDict({str(c): nn.Linear(c, config.hidden) for c in widths})
         self.lstm = nn.LSTMCell(config.hidden, config.hidden)
         if config.layers:
-            self.layer = nn.ModuleDict({s.name: self._layer_gate() for s in sites if s.skippable})
+            gates = {s.name: open_linear(config.hidden, 1, config.open_bias) for s in sites if s.skippable}
+            self.layer = nn.ModuleDict(gates)
         if config.channels:
             self.channel = nn.ModuleDict({site.name: self._channel_gate(site) for site in sites})
         self._lists: dict[str, dict[str, list[Tensor]]] = {}
-
-    def _layer_gate(self) -> nn.Linear:
-        gate = nn.Linear(self.config.hidden, 1)
-        nn.init.normal_(gate.weight, std=0.01)
-        nn.init.constant_(gate.bias, self.config.open_bias)
-        return gate
 
     def _channel_gate(self, site: GateSite) -> ChannelGate:
         config = self.config

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..concatenation import channel_means
 from ..cost import conv_output_size
 from . import GateLayer, GateSite, require_kind
-from .ddi import check_sizes, threshold_logit
+from .ddi import check_sizes, open_linear, threshold_logit
 from .dense_ddi import DenseGates
 
 __all__ = ["DenseConvConfig", "DenseConvGates"]
@@ -62,10 +62,7 @@ class ConvGate(nn.Module):
         self.reduce = nn.Conv2d(in_channels, hidden, 1, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(hidden)
         self.conv = nn.Conv2d(hidden, growth, 3, padding=1, bias=False)
-        self.expand = nn.Linear(growth, groups)
-        # Open for every input at first: the bias outweighs the weighted part.
-        nn.init.normal_(self.expand.weight, std=0.01)
-        nn.init.constant_(self.expand.bias, open_bias)
+        self.expand = open_linear(growth, groups, open_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.expand(channel_means(self.conv(F.relu(self.norm(self.reduce(x))))))
