@@ -15,7 +15,7 @@ from .cost import count_macs, energy, latency
 from .decision import Decision, Mask
 from .freeze import FreezeError, freeze
 from .gates import DDIConfig, DenseConvConfig, DenseDDIConfig
-from .losses import branch_loss, budget_loss
+from .losses import branch_loss, budget_loss, distillation_loss
 from .nn import (
     ExitHead,
     FrozenModel,
@@ -59,6 +59,7 @@ __all__ = [
     "count_macs",
     "create_model",
     "data",
+    "distillation_loss",
     "energy",
     "freeze",
     "latency",

@@ -22,8 +22,9 @@ def add_grid(verbs: Any) -> None:
 
 
 def _grid(args: argparse.Namespace) -> Any:
-    from .grid import read_grid, run_grid
+    from .grid import read_grid
     from .measure_grid import measure_grid
+    from .run_grid import run_grid
 
     grid = read_grid(args.grid)
     if args.measure:

@@ -1,44 +1,34 @@
-"""Many trainings from one file: a row and a checkpoint for each finished run, in a fixed order, resumable.
+"""Many trainings in one file, and the file of their rows.
 
 All runs of a network and a seed begin with the same dense backbone, a run of its own: gated networks go on
 from it, and so does "dense", so that all have been trained equally long; "narrow" and "shallow" networks,
-whose shape is another, are trained from scratch for as many epochs as both together. A row says what the
-committed checkpoint, whose weights are rounded to bfloat16, does on the test images. Trainings are no time to
-measure: `measure_grid` fills in the milliseconds.
+whose shape is another, are trained from scratch for as many epochs as both together. With `teacher = "dense"`
+all of these learn from the "dense" network of their seed, too. A row says what the committed checkpoint,
+whose weights are rounded to bfloat16, does on the test images; `run_grid` trains and writes it. Trainings are
+no time to measure: `measure_grid` fills in the milliseconds.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
 import tomllib
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
 from pathlib import Path
-from time import perf_counter
 from typing import Any
-
-import torch
 
 from ddi_kernels import collect_env
 
-from .backbones import create_model
-from .checkpoint import load_model, save_model, write_atomic
-from .cost import dense_macs
-from .data import get_dataset
-from .evaluate import evaluate
-from .train import TrainConfig, train
-from .train.initial import model_kwargs
+from .checkpoint import write_atomic
+from .train import TrainConfig
 
-__all__ = ["Grid", "Run", "read_grid", "read_rows", "row_key", "run_grid", "write_rows"]
+__all__ = ["Grid", "Run", "read_grid", "read_rows", "row_key", "write_rows"]
 
 GATINGS = ("backbone", "dense", "narrow", "shallow", "layer", "channel", "both")
 _FROM_SCRATCH = ("backbone", "narrow", "shallow")
 GATED = ("layer", "channel", "both")
+TEACHERS = ("backbone", "dense")
 
 
 Key = tuple[str, str, float, int, str]
@@ -59,7 +49,8 @@ class Run:
         seed: of weights, images and order.
         model_kwargs: more for `create_model`, e.g. {"width": 8}.
         group_size: channels per gate bit.
-        train: other fields of `TrainConfig`.
+        train: other fields of `TrainConfig`; `teacher` is the gating, "dense" or "backbone", of the run whose
+            network all others of this network and seed learn from.
     """
 
     network: str
@@ -73,6 +64,10 @@ class Run:
     def __post_init__(self) -> None:
         if self.gating not in GATINGS:
             raise ValueError(f"grid: unknown gating {self.gating!r}; allowed: {', '.join(GATINGS)}")
+        if self.train.get("teacher", "dense") not in TEACHERS:
+            raise ValueError(
+                f"grid: teacher must be one of {', '.join(TEACHERS)}, got {self.train['teacher']!r}"
+            )
 
     @property
     def resource(self) -> str:
@@ -93,11 +88,29 @@ class Run:
     @property
     def start(self) -> Key | None:
         """The key of the run whose network this one goes on with."""
-        return None if self.gating in _FROM_SCRATCH else (self.network, "backbone", 1.0, self.seed, "macs")
+        return None if self.gating in _FROM_SCRATCH else self._plain("backbone").key
+
+    @property
+    def teacher(self) -> Key | None:
+        """The key of the run whose network this one learns from."""
+        named = self.train.get("teacher")
+        return None if named is None or self.gating in TEACHERS else self._plain(named).key
+
+    @property
+    def needs(self) -> set[Key]:
+        """The keys of the runs that must have ended before this one."""
+        return {key for key in (self.start, self.teacher) if key is not None}
+
+    def _plain(self, gating: str) -> Run:
+        """A run of the same network and seed without gates."""
+        return Run(self.network, gating, 1.0, self.seed, None, 1, {})
 
     def config(self, checkpoints: Path) -> TrainConfig:
         """What to train, where checkpoints of other runs lie in a folder."""
         values = {"model": self.network, "seed": self.seed, "model_kwargs": self.model_kwargs, **self.train}
+        named = values.pop("teacher", None)
+        if self.teacher is not None:
+            values |= {"teacher": str(checkpoints / f"{self._plain(named).name}.safetensors")}
         config = TrainConfig.from_dict(values)
         after = config.gates_epochs + config.joint_epochs
         if self.gating == "backbone":
@@ -105,8 +118,7 @@ class Run:
         elif self.start is None:
             values |= {"joint_epochs": after}
         else:
-            start = Run(self.network, "backbone", 1.0, self.seed, None, 1, {})
-            values |= {"init": str(checkpoints / f"{start.name}.safetensors")}
+            values |= {"init": str(checkpoints / f"{self._plain('backbone').name}.safetensors")}
             if self.gating == "dense":
                 values |= {"joint_epochs": after}
             else:
@@ -153,8 +165,10 @@ def read_grid(path: str | Path) -> Grid:
     known = {run.key for run in unique}
     for run in unique:
         run.config(checkpoints)  # what is wrong with it is said now, not after hours
-        if run.start is not None and run.start not in known:
-            raise ValueError(f'grid {path}: {run.name} needs a run with gating = "backbone", seed {run.seed}')
+        for network, gating, _, seed, _ in run.needs - known:
+            raise ValueError(
+                f'grid {path}: {run.name} needs a run of {network} with gating = "{gating}", seed {seed}'
+            )
     return Grid(rows, checkpoints, tuple(unique))
 
 
@@ -202,102 +216,3 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def row_key(row: dict[str, Any]) -> Key:
     """The key of the run that a row is of."""
     return row["network"], row["gating"], row["target"], row["seed"], row.get("resource", "macs")
-
-
-def run_grid(grid: Grid, work: str | Path, jobs: int = 1, only: str = "") -> list[dict[str, Any]]:
-    """Trains all runs that have no row yet, `jobs` at a time, each with its part of the cores.
-
-    Args:
-        grid: of `read_grid`.
-        work: folder for the state of unfinished runs, from which they go on.
-        jobs: runs at a time.
-        only: runs whose name contains this, and the backbones they need.
-
-    Returns:
-        All rows of the grid's file.
-
-    Raises:
-        KeyboardInterrupt: on SIGINT, after the runs have saved their state.
-    """
-    rows = read_rows(grid.rows)
-    wanted = [run for run in grid.runs if only in run.name]
-    needed = {run.start for run in wanted} | {run.key for run in wanted}
-    finished = {row_key(row) for row in rows}
-    waiting = [run for run in grid.runs if run.key in needed and run.key not in finished]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    running: dict[Future[dict[str, Any]], Run] = {}
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        try:
-            while waiting or running:
-                ready = [run for run in waiting if run.start is None or run.start in finished]
-                for run in ready[: jobs - len(running)]:
-                    running[pool.submit(train_run, run, grid.checkpoints, Path(work), threads)] = run
-                    waiting.remove(run)
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    finished.add(running.pop(future).key)
-                    # Read anew: others may have measured meanwhile, see `measure_grid`.
-                    rows = [*read_rows(grid.rows), future.result()]
-                    write_rows(grid.rows, rows)
-                    print(_line(rows[-1]), flush=True)
-        except BaseException:  # SIGINT, or a run that failed: the others save what they have
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in active_children():
-                os.kill(process.pid or 0, signal.SIGINT)
-            raise
-    return rows
-
-
-def _line(row: dict[str, Any]) -> str:
-    name = f"{row['network']} {row['gating']} {row['target']:g} seed {row['seed']}"
-    return f"{name}: accuracy {100 * row['accuracy']:.2f} %, mac_ratio {row['mac_ratio']:.2f}"
-
-
-def train_run(run: Run, checkpoints: Path, work: Path, threads: int) -> dict[str, Any]:
-    """Trains one run to its end, or goes on with it, and writes its checkpoint.
-
-    Returns:
-        Its row: network, gating, target, seed, accuracy (test), macs (mean of an image), mac_ratio (of the
-        named network's dense MACs to these), resource and resource_share (of its own dense cost, in what it
-        was trained to), validation_accuracy, exit_accuracy, seconds, checkpoint, ms_b1 and ms_b32 (None until
-        `measure_grid` has measured them).
-    """
-    torch.set_num_threads(threads)
-    began = perf_counter()
-    config = run.config(checkpoints)
-    train(config, work / run.name, resume=True, progress_bar=False)
-    target = checkpoints / f"{run.name}.safetensors"
-    data = get_dataset(config.dataset, config.data_root)
-    kwargs = model_kwargs(config, data.num_classes)
-    _save_rounded(work / run.name / "model.safetensors", target, config.model, kwargs)
-    model, meta = load_model(target)
-    resource = "macs" if config.gates is None else config.priced()
-    result = evaluate(model, data, data.test(), resource=resource)
-    dense = dense_macs(create_model(run.network), (1, *data.image_shape))
-    return {
-        **dict(zip(("network", "gating", "target", "seed"), run.key, strict=False)),
-        "accuracy": result.accuracy,
-        "macs": round(result.macs.mean().item()),
-        "mac_ratio": round(dense / result.macs.mean().item(), 4),
-        "resource": result.resource,
-        "resource_share": round(result.cost.share.item(), 4),
-        "ms_b1": None,
-        "ms_b32": None,
-        "validation_accuracy": meta["validation_accuracy"],
-        "exit_accuracy": result.exit_accuracy,
-        "group_size": run.group_size if run.gating in GATED else None,
-        "seconds": round(perf_counter() - began),
-        "checkpoint": target.name,
-    }
-
-
-def _save_rounded(source: Path, target: Path, name: str, kwargs: dict[str, Any]) -> None:
-    """The checkpoint with its kernels and matrices in bfloat16, half the size; vectors stay float32."""
-    model, meta = load_model(source)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.data = parameter.data.bfloat16()
-    history = meta.pop("history")
-    meta = {**meta, "validation_accuracy": history[-1]["validation_accuracy"]}
-    exits: Any = list(model.exit_positions) or None  # type: ignore[arg-type]
-    save_model(target, model, name, meta, exits=exits, **kwargs)

@@ -1,4 +1,4 @@
-"""Training losses beside the main head's: of a gated model's resource target, and of branch classifiers."""
+"""Losses beside cross entropy: of a gated model's resource target, of branch classifiers, of a teacher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from .cost import Resource
 from .record import Record
 
-__all__ = ["branch_loss", "budget_loss"]
+__all__ = ["branch_loss", "budget_loss", "distillation_loss"]
 
 
 def budget_loss(
@@ -79,3 +79,35 @@ def branch_loss(logits: Sequence[Tensor], labels: Tensor, equalise: bool = True)
         own = losses.detach()
         losses = losses * (own.mean() / own.clamp_min(1e-8))
     return losses.sum()
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:
+    """How far a network's outputs are from those of a teacher (Hinton et al., arXiv 1503.02531).
+
+    temperature^2 * KL(softmax(teacher_logits / temperature) || softmax(logits / temperature)), mean over the
+    images; the factor keeps its gradients as large as those of cross entropy at any temperature.
+
+    Args:
+        logits: float[N, classes].
+        teacher_logits: float[N, classes], taken as constants.
+        temperature: higher ones weigh the classes that the teacher thinks unlikely.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: the shapes differ, or temperature is not positive.
+
+    Example:
+        >>> loss = F.cross_entropy(logits, labels) + ddi.distillation_loss(logits, teacher(images))
+    """
+    if logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"distillation_loss: logits are {tuple(logits.shape)}, teacher_logits "
+            f"{tuple(teacher_logits.shape)}; give both for the same images and classes"
+        )
+    if not temperature > 0:
+        raise ValueError(f"distillation_loss: temperature must be positive, got {temperature!r}")
+    soft = F.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
+    own = F.log_softmax(logits.float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(own, soft, reduction="batchmean", log_target=True)

@@ -9,8 +9,9 @@ import ddi
 from ddi import measure_grid as measuring_module
 from ddi.cli import main
 from ddi.data import get_dataset
-from ddi.grid import read_grid, read_rows, row_key, run_grid, write_rows
+from ddi.grid import read_grid, read_rows, row_key, write_rows
 from ddi.measure_grid import measure_grid
+from ddi.run_grid import run_grid, with_needs
 from ddi.timing import Timing
 from ddi_kernels import collect_env
 
@@ -24,6 +25,7 @@ batch_size = 256
 backbone_epochs = 1
 gates_epochs = 1
 joint_epochs = 1
+teacher = "dense"
 
 [[runs]]
 network = "cifar_resnet8"
@@ -74,9 +76,20 @@ def test_what_a_file_stands_for(tmp_path):
     assert both.init == layer.init == dense.init == str(tmp_path / "cifar_resnet8_backbone_s0.safetensors")
     assert backbone.init is None and narrow.init is None and backbone.exits == "1"
     assert (both.mac_target, dense.gates, narrow.model_kwargs) == (0.5, None, {"width": 8})
+    taught = str(tmp_path / "cifar_resnet8_dense_s0.safetensors")
+    assert both.teacher == layer.teacher == narrow.teacher == taught
+    assert backbone.teacher is None and dense.teacher is None
     # All but the backbone are trained equally long, those that go on from it included.
     epochs = [sum(stage.epochs for stage in config.stages()) for config in (both, dense, narrow, backbone)]
     assert epochs == [2, 2, 3, 1]
+
+
+def test_a_filter_takes_along_what_runs_need(tmp_path):
+    grid = read_grid(write(tmp_path))
+    for name, needed in [("backbone", 1), ("dense", 2), ("narrow", 3), ("layer_0.3", 3), ("layer", 4)]:
+        keys = {run.key for run in grid.runs if name in run.name}
+        assert len(with_needs(grid, keys)) == needed
+        assert ("cifar_resnet8", "backbone", 1.0, 0, "macs") in with_needs(grid, keys)
 
 
 def test_a_run_held_to_another_resource_is_another_run(tmp_path):
@@ -139,7 +152,9 @@ def test_finished_runs_are_not_run_again_and_new_ones_are(finished, monkeypatch)
         ('"layer"', '"depth"', "unknown gating 'depth'; allowed: backbone, dense"),
         ("batch_size = 256", "batch = 256", "unknown keys.*batch"),
         ("seed = 0\ngroup", "group", "'seed' is missing"),
-        ('"backbone", ', "", "needs a run"),
+        ('"backbone", ', "", 'needs a run of cifar_resnet8 with gating = "backbone", seed 0'),
+        (', "dense"]', "]", 'both_0.5_s0 needs a run of cifar_resnet8 with gating = "dense", seed 0'),
+        ('"dense"\n\n', '"both"\n\n', "teacher must be one of backbone, dense, got 'both'"),
         ("[train]", "jobs = 2\n[train]", "unknown keys.*jobs.*allowed: rows, checkpoints"),
         ("[train]", "[train", "grid.toml: Expected"),
         ("target = [0.5, 0.3]", "target = 2", "mac_target must lie in"),

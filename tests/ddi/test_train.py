@@ -1,37 +1,17 @@
-"""Training: reproducible, resumable to the step, interruptible, and it reaches its MAC target."""
+"""Training: reproducible, resumable to the step, interruptible; its stages, its branch classifiers."""
 
 import os
 import signal
 
 import pytest
 import torch
+from tiny_training import TINY, same, weights
 
 import ddi
 from ddi.checkpoint import CheckpointError, read_tensors, write_tensors
 from ddi.train import Interrupted, TrainConfig, train
-from ddi.train import trainer as trainer_module
 from ddi.train.history import read_history, without_times
 from ddi.train.trainer import Trainer
-from ddi_kernels import tables
-from ddi_kernels.latency import ConvShape, Grid, LatencyTable, Row
-
-TINY = dict(
-    model="cifar_resnet8",
-    dataset="digits32",
-    gates={"kind": "ddi", "group_size": 4},
-    backbone_epochs=1,
-    gates_epochs=1,
-    joint_epochs=2,
-    batch_size=256,
-)
-
-
-def weights(folder):
-    return read_tensors(folder / "model.safetensors")[0]
-
-
-def same(a, b):
-    return set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module")
@@ -112,71 +92,6 @@ def test_the_gates_stage_leaves_the_backbone_alone(tmp_path):
     assert all(torch.equal(plain[k], gated[k]) for k in plain)
 
 
-def test_the_joint_stage_moves_towards_the_target(tmp_path):
-    config = TINY | dict(joint_epochs=6, batch_size=64, gate_lr=0.05, mac_target=0.5, anneal=0.2)
-    last = train(TrainConfig(**config), tmp_path, progress_bar=False)
-    assert 1.4 < last["mac_ratio"] < 4
-
-
-@pytest.fixture
-def table_file(tmp_path):
-    """A latency table of another device, in proportion to multiply-adds."""
-    grid = Grid([0.5, 1.0], [0.5, 1.0], [[1.0, 2.0], [2.0, 4.0]])
-    shape = ConvShape(kernel=1, stride=1, ci=1, co=1, pixels=1, batch=1, threads=1)
-    row = Row(shape, 3.0, 0.0, 0.0, 0.0, 5.0, grid, grid)
-    path = tmp_path / "table.json"
-    path.write_text(LatencyTable("another CPU", "mmx", "", "", (row,)).dumps())
-    return str(path)
-
-
-def resource_values(resource, table_file):
-    return {"resource": resource} | ({"latency_table": table_file} if resource == "ms" else {})
-
-
-@pytest.mark.parametrize("resource", ["ms", "joules"])
-def test_the_joint_stage_is_held_to_a_share_of_the_resource(resource, tmp_path, table_file, monkeypatch):
-    seen = []
-
-    def loss(rec, target, price, mean):
-        seen.append((price.name, target))
-        return ddi.budget_loss(rec, target, price, mean)
-
-    monkeypatch.setattr(trainer_module, "budget_loss", loss)
-    values = TINY | dict(mac_target=0.4, anneal=0.0, joint_epochs=1, backbone_epochs=0, batch_size=512)
-    values |= resource_values(resource, table_file)
-    last = train(TrainConfig(**values), tmp_path / "run", progress_bar=False)
-    steps = len(seen) // 2
-    assert seen == [("macs", 1.0)] * steps + [(resource, 0.4)] * steps  # the gates stage opens everything
-    history = read_history(tmp_path / "run")
-    assert all({"mac_ratio", "resource_share"} <= set(entry) for entry in history) and len(history) == 2
-    model, meta = ddi.load_model(tmp_path / "run/model.safetensors")
-    assert meta["train"]["resource"] == resource
-    data = ddi.data.get_dataset("digits32")
-    price = TrainConfig(**values).priced()
-    result = ddi.evaluate.evaluate(model, data, data.validation(), resource=price)
-    assert last["resource_share"] == pytest.approx(result.cost.share.item(), abs=1e-4)
-    assert last["mac_ratio"] == pytest.approx(result.mac_ratio, abs=1e-4)
-    assert result.resource == resource and last["resource_share"] != pytest.approx(1 / last["mac_ratio"])
-
-
-def test_a_share_of_the_macs_is_the_default(finished):
-    last = finished[1]
-    assert last["resource_share"] == pytest.approx(1 / last["mac_ratio"], abs=2e-4)
-
-
-def test_without_a_table_of_this_device_nothing_is_trained_for_time(tmp_path, monkeypatch, table_file):
-    monkeypatch.setattr(tables, "device_name", lambda: "a new CPU")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("DDI_LATENCY_TABLE", raising=False)
-    tables.set_table(None)
-    values = TINY | {"resource": "ms"}
-    with pytest.raises(ValueError, match="no table of this device, a new CPU.*profile.*latency_table=path"):
-        Trainer(TrainConfig(**values), tmp_path / "run")
-    Trainer(TrainConfig(**values | {"latency_table": table_file}), tmp_path / "run")
-    Trainer(TrainConfig(**values | {"gates": None}), tmp_path / "run")  # nothing to hold to it
-    tables.set_table(None)
-
-
 def test_init_must_be_a_plain_network_of_the_same_model(finished, tmp_path):
     gated = str(finished[0] / "model.safetensors")
     with pytest.raises(CheckpointError, match="gated model"):
@@ -194,6 +109,8 @@ def test_init_must_be_a_plain_network_of_the_same_model(finished, tmp_path):
         dict(precision="fp8"),
         dict(resource="watts"),
         dict(latency_table="table.json"),
+        dict(teacher_weight=1.5),
+        dict(settle=-0.1),
     ],
 )
 def test_bad_values(bad):
@@ -278,20 +195,3 @@ def test_branches_of_a_backbone_can_be_left_behind(branched, tmp_path):
 def test_exits_that_are_none(exits, tmp_path):
     with pytest.raises(ValueError, match="exits"):
         Trainer(TrainConfig(**TINY | {"exits": exits}), tmp_path)
-
-
-def test_branch_loss():
-    labels = torch.tensor([0, 1, 2, 0])
-    logits = [torch.randn(4, 3, requires_grad=True) for _ in range(3)]
-    own = [torch.nn.functional.cross_entropy(one, labels) for one in logits]
-    loss = ddi.branch_loss(logits, labels)
-    assert loss.item() == pytest.approx(sum(own).item())
-    got = torch.autograd.grad(loss, logits, retain_graph=True)
-    mean = sum(own).item() / 3
-    for one, gradient, expected in zip(own, got, torch.autograd.grad(sum(own), logits), strict=True):
-        torch.testing.assert_close(gradient, expected * mean / one.item())
-    assert ddi.branch_loss(logits, labels, equalise=False).item() == pytest.approx(sum(own).item())
-    certain = torch.nn.functional.one_hot(labels, 3) * 1e4  # a loss of 0 has no gradient to scale
-    assert ddi.branch_loss([certain.float(), logits[0]], labels).isfinite()
-    with pytest.raises(ValueError, match="branch_loss: logits is empty"):
-        ddi.branch_loss([], labels)

@@ -23,6 +23,9 @@ class TrainConfig:
             blocks, as "3,6,9"; "none": none, also if `init` has some; None: those that it has, else none.
         branch_weight: factor of their `branch_loss`.
         equalise: see `branch_loss`.
+        teacher: checkpoint of a network, of any kind, whose outputs the joint stage learns beside the labels.
+        teacher_weight: share of the `distillation_loss` in the main classifier's loss; the rest is cross
+            entropy.
         mac_target: wanted share of the dense cost in `resource`, reached in the joint stage.
         resource: what the network is held to: "macs"; "ms", by a latency table; "joules", by the default
             energy model. The gates stage is held to all MACs whatever it is: full execution.
@@ -38,6 +41,8 @@ class TrainConfig:
         batch_size: images a step; of all processes together.
         budget_weight: factor of `budget_loss`.
         anneal: share of the joint stage over which the target falls from 1 to mac_target.
+        settle: share of the joint stage after which gates learn no more, once the target is reached, so that
+            the network learns to do with what they decide; 1: never.
         precision: "fp32", or "bf16" for mixed precision (torch.autocast; weights, losses and gates stay
             float32): 1.5 times as fast on CPUs with AVX512-BF16.
         device: "cpu", "cuda", or a GPU as "cuda:1"; for several processes "cuda" is a GPU each.
@@ -51,6 +56,8 @@ class TrainConfig:
     exits: str | None = None
     branch_weight: float = 1.0
     equalise: bool = True
+    teacher: str | None = None
+    teacher_weight: float = 0.7
     mac_target: float = 0.3
     resource: str = "macs"
     latency_table: str | None = None
@@ -66,6 +73,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     budget_weight: float = 1.5
     anneal: float = 0.35
+    settle: float = 0.45
     precision: str = "fp32"
     device: str = "cpu"
 
@@ -81,6 +89,9 @@ class TrainConfig:
                 raise ValueError(f"train: {name} must not be negative, got {getattr(self, name)!r}")
         if self.branch_weight < 0:
             raise ValueError(f"train: branch_weight must not be negative, got {self.branch_weight!r}")
+        for name in ("teacher_weight", "settle"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"train: {name} must lie in [0, 1], got {getattr(self, name)!r}")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f'train: precision must be "fp32" or "bf16", got {self.precision!r}')
         if self.batch_size < 2:

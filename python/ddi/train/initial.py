@@ -1,4 +1,4 @@
-"""The network that a run begins with."""
+"""The network that a run begins with, and the one that it learns from."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch.nn as nn
 from ..backbones import create_model
 from ..checkpoint import CheckpointError, load_model
 from ..convert import convert_, is_converted
+from ..data import Dataset
 from ..gates import config_from_dict
 from .config import TrainConfig
 
-__all__ = ["initial_model", "model_kwargs"]
+__all__ = ["initial_model", "model_kwargs", "teacher_model"]
 
 
 def initial_model(config: TrainConfig, num_classes: int) -> nn.Module:
@@ -26,6 +27,25 @@ def initial_model(config: TrainConfig, num_classes: int) -> nn.Module:
     model = _new_model(config, num_classes) if config.init is None else _load_init(config, num_classes)
     if config.gates is not None:
         convert_(model, config_from_dict(config.gates))
+    return model
+
+
+def teacher_model(config: TrainConfig, data: Dataset) -> nn.Module | None:
+    """The network of `teacher`, in eval mode, if there is one.
+
+    Raises:
+        CheckpointError: it tells another number of classes apart.
+    """
+    if config.teacher is None:
+        return None
+    model, _ = load_model(config.teacher)
+    with torch.no_grad():
+        classes = model(torch.zeros(1, *data.image_shape)).shape[1]
+    if classes != data.num_classes:
+        raise CheckpointError(
+            f"train: teacher={config.teacher} tells {classes} classes apart, {config.dataset} has "
+            f"{data.num_classes}; give a network trained on it"
+        )
     return model
 
 

@@ -20,11 +20,14 @@ __all__ = ["Progress", "load_state", "restore_optimizers", "save_state"]
 
 @dataclass
 class Progress:
-    """Where a run stands: the next step to take, its history, and what it has summed up in this epoch."""
+    """Where a run stands: the next step to take, whether its gates have settled (see `TrainConfig`), its
+    history, and what it has summed up in this epoch.
+    """
 
     stage: int = 0
     epoch: int = 0
     step: int = 0
+    settled: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
     totals: dict[str, float] = field(default_factory=dict)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import signal
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
@@ -26,12 +24,13 @@ from ..convert import is_converted
 from ..cost import Macs, Resource
 from ..data import Dataset, get_dataset
 from ..evaluate import evaluate, has_exits
-from ..losses import branch_loss, budget_loss
+from ..losses import branch_loss, budget_loss, distillation_loss
 from ..record import record
 from .config import Stage, TrainConfig
 from .distributed import World
 from .history import add_step, summary, without_times, write_history
-from .initial import initial_model, model_kwargs
+from .initial import initial_model, model_kwargs, teacher_model
+from .optimizers import gate_parameters, make_optimizers, part_of, set_rates
 from .state import Progress, load_state, restore_optimizers, save_state
 from .tensorboard import Board
 
@@ -59,43 +58,12 @@ class Trainer:
         self.progress = Progress()
         self.model = initial_model(config, self.data.num_classes).to(self.world.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        teacher = teacher_model(config, self.data)
+        self.teacher = None if teacher is None else teacher.to(self.world.device)
         self._network = self.model  # what training calls: the model, or its wrapper
         self._board: Board | None = None
         self._saved_optimizers: dict[str, Tensor] = {}
         self._stop = False
-
-    def _gate_parameters(self) -> list[nn.Parameter]:
-        gates = getattr(self.model, "ddi_gates", None)
-        return [] if gates is None else list(gates.parameters())
-
-    def _optimizers(self, stage: Stage) -> list[torch.optim.Optimizer]:
-        config = self.config
-        gates = self._gate_parameters()
-        gate_ids = {id(p) for p in gates}
-        network = [p for p in self.model.parameters() if id(p) not in gate_ids]
-        for parameter in network:
-            parameter.requires_grad_(stage.name != "gates")
-        for parameter in gates:
-            parameter.requires_grad_(stage.name != "backbone")
-        optimizers: list[torch.optim.Optimizer] = []
-        if stage.name != "gates":
-            decay = config.weight_decay
-            optimizers.append(
-                torch.optim.SGD(network, lr=1.0, momentum=0.9, nesterov=True, weight_decay=decay)
-            )
-        if gates and stage.name != "backbone":
-            optimizers.append(torch.optim.Adam(gates, lr=1.0))
-        return optimizers
-
-    def _set_rates(self, stage: Stage, optimizers: list[torch.optim.Optimizer], done: float) -> None:
-        """Warm-up over the first tenth, then a cosine to zero; done is the share of the stage behind us."""
-        shape = min(done / 0.1, 0.5 * (1 + math.cos(math.pi * max(0.0, (done - 0.1) / 0.9))))
-        for optimizer in optimizers:
-            if _group(optimizer) == "gates":
-                rate = self.config.gate_lr
-            else:
-                rate = self.config.backbone_lr if stage.name == "backbone" else self.config.joint_lr
-            optimizer.param_groups[0]["lr"] = rate * max(shape, 1e-3)
 
     def _target(self, stage: Stage, done: float) -> float:
         if stage.name != "joint":
@@ -106,23 +74,37 @@ class Trainer:
     def _loss(self, stage: Stage, done: float, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
         """The loss, its part that is not the budget's penalty, and the share of the MACs."""
         mixed = torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        with mixed:
+            taught = self._taught(stage, x)
         # The recipe's backbone stage knows no gates; a converted model runs it fully open by construction.
         if not is_converted(self.model) or stage.name == "backbone":
             with mixed:
-                task = self._task_loss(x, labels)
+                task = self._task_loss(x, labels, taught)
             return task, task, 1.0
         with record(self._network) as rec, mixed:
-            task = self._task_loss(x, labels)
+            task = self._task_loss(x, labels, taught)
         resource = self.resource if stage.name == "joint" else Macs()
         penalty = budget_loss(rec, self._target(stage, done), resource, self.world.mean)
+        if stage.name == "joint" and done >= self.config.settle and penalty.item() <= 0:
+            self.progress.settled = True
         loss = task + self.config.budget_weight * penalty
         return loss, task, rec.macs.mean().item() / rec.dense_macs
 
-    def _task_loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        if not has_exits(self.model):
-            return F.cross_entropy(self._network(x).float(), labels)
-        *branches, main = self._network(x, all_exits=True)
+    def _taught(self, stage: Stage, x: Tensor) -> Tensor | None:
+        """What the teacher says of x, where it is asked."""
+        if self.teacher is None or stage.name != "joint":
+            return None
+        with torch.no_grad():
+            return self.teacher(x)
+
+    def _task_loss(self, x: Tensor, labels: Tensor, taught: Tensor | None) -> Tensor:
+        *branches, main = self._network(x, all_exits=True) if has_exits(self.model) else [self._network(x)]
         loss = F.cross_entropy(main.float(), labels)
+        if taught is not None:
+            weight = self.config.teacher_weight
+            loss = (1.0 - weight) * loss + weight * distillation_loss(main, taught)
+        if not branches:
+            return loss
         return loss + self.config.branch_weight * branch_loss(branches, labels, self.config.equalise)
 
     def _train_mode(self, stage: Stage) -> None:
@@ -160,11 +142,11 @@ class Trainer:
         self._stop = True
 
     def _run_stage(self, stage: Stage, progress_bar: bool) -> None:
-        optimizers = self._optimizers(stage)
+        optimizers = make_optimizers(self.config, stage, self.model)
         restore_optimizers(optimizers, self._saved_optimizers)
         self._saved_optimizers = {}
         self._network = self.world.wrap(
-            self.model, trains_gates=any(p.requires_grad for p in self._gate_parameters())
+            self.model, trains_gates=any(p.requires_grad for p in gate_parameters(self.model))
         )
         while self.progress.epoch < stage.epochs:
             self._run_epoch(stage, optimizers, progress_bar)
@@ -200,7 +182,7 @@ class Trainer:
                 batch = order[state.step * config.batch_size : (state.step + 1) * config.batch_size]
                 rows = self.world.part(batch)
                 done = (state.epoch * steps + state.step) / (stage.epochs * steps)
-                self._set_rates(stage, optimizers, done)
+                set_rates(config, stage, optimizers, done, state.settled)
                 with self.world.working():
                     shown = self._step(stage, done, optimizers, split.images[rows], split.labels[rows])
                 state.step += 1
@@ -251,7 +233,7 @@ class Trainer:
         split, device = self.data.validation(), self.world.device
         with self.world.working():
             result = evaluate(self.model, self.data, split, device=device, resource=self.resource)
-        rates = {_group(optimizer): optimizer.param_groups[0]["lr"] for optimizer in optimizers}
+        rates = {part_of(optimizer): optimizer.param_groups[0]["lr"] for optimizer in optimizers}
         line = dict(
             stage=stage.name,
             epoch=self.progress.epoch + 1,
@@ -305,8 +287,3 @@ class Trainer:
             exits=list(plain.exit_positions) or None,  # type: ignore[arg-type]
         )
         self._state_path.unlink(missing_ok=True)
-
-
-def _group(optimizer: torch.optim.Optimizer) -> str:
-    """Whose parameters an optimizer moves."""
-    return "gates" if isinstance(optimizer, torch.optim.Adam) else "network"
