@@ -13,6 +13,7 @@ from ddi import DenseConvConfig, GatedDenseLayer
 from ddi.cli import main
 from ddi.train import TrainConfig
 from ddi.train.config import Stage
+from ddi.train.optimizers import make_optimizers
 from ddi.train.trainer import Trainer
 
 
@@ -129,7 +130,7 @@ def test_the_gates_stage_teaches_the_norms_of_the_gates_alone(tmp_path):
     trainer = Trainer(config, tmp_path)
     before = copy.deepcopy(trainer.model.state_dict())
     stage = Stage("gates", 1)
-    optimizers = trainer._optimizers(stage)
+    optimizers = make_optimizers(config, stage, trainer.model)
     trainer._train_mode(stage)
     split = trainer.data.train(0, 0)
     trainer._step(stage, 0.5, optimizers, split.images[:4], split.labels[:4])
