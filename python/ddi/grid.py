@@ -105,12 +105,16 @@ class Run:
         """A run of the same network and seed without gates."""
         return Run(self.network, gating, 1.0, self.seed, None, 1, {})
 
+    def checkpoint(self, checkpoints: Path) -> Path:
+        """Its file in a folder of checkpoints."""
+        return checkpoints / f"{self.name}.safetensors"
+
     def config(self, checkpoints: Path) -> TrainConfig:
         """What to train, where checkpoints of other runs lie in a folder."""
         values = {"model": self.network, "seed": self.seed, "model_kwargs": self.model_kwargs, **self.train}
         named = values.pop("teacher", None)
         if self.teacher is not None:
-            values |= {"teacher": str(checkpoints / f"{self._plain(named).name}.safetensors")}
+            values |= {"teacher": str(self._plain(named).checkpoint(checkpoints))}
         config = TrainConfig.from_dict(values)
         after = config.gates_epochs + config.joint_epochs
         if self.gating == "backbone":
@@ -118,7 +122,7 @@ class Run:
         elif self.start is None:
             values |= {"joint_epochs": after}
         else:
-            values |= {"init": str(checkpoints / f"{self._plain('backbone').name}.safetensors")}
+            values |= {"init": str(self._plain("backbone").checkpoint(checkpoints))}
             if self.gating == "dense":
                 values |= {"joint_epochs": after}
             else:

@@ -91,7 +91,7 @@ def train_run(run: Run, checkpoints: Path, work: Path, threads: int) -> dict[str
     began = perf_counter()
     config = run.config(checkpoints)
     train(config, work / run.name, resume=True, progress_bar=False)
-    target = checkpoints / f"{run.name}.safetensors"
+    target = run.checkpoint(checkpoints)
     data = get_dataset(config.dataset, config.data_root)
     kwargs = model_kwargs(config, data.num_classes)
     _save_rounded(work / run.name / "model.safetensors", target, config.model, kwargs)

@@ -9,24 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_training import NARROW, weights
 
 import ddi
-from ddi.checkpoint import read_tensors
 from ddi.quiet import measuring
 from ddi.train import TrainConfig, train
 from ddi.train.distributed import World, is_main, world
 from ddi.train.trainer import Trainer
 
-TINY = dict(
-    model="cifar_resnet8",
-    model_kwargs={"width": 4},
-    dataset="digits32",
-    gates={"kind": "ddi", "group_size": 2},
-    batch_size=256,
-    backbone_epochs=1,
-    gates_epochs=1,
-    joint_epochs=1,
-)
+TINY = NARROW | {"joint_epochs": 1}
 WHOLE = TINY | {"batch_size": 128, "exits": "1", "gate_lr": 0.05}
 
 
@@ -65,10 +56,6 @@ def launch(folder):
         [*torchrun, str(worker), str(folder)], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-4000:]
-
-
-def weights(path):
-    return {n: t for n, t in read_tensors(path / "model.safetensors")[0].items()}
 
 
 def line(last):

@@ -8,6 +8,7 @@ import types
 
 import pytest
 import torch
+from tiny_training import NARROW
 
 import ddi
 from ddi.cli import main
@@ -15,17 +16,7 @@ from ddi.train import TrainConfig, train
 from ddi.train.history import add_step, read_history, summary, without_times, write_history
 from ddi.train.trainer import Trainer
 
-TINY = dict(
-    model="cifar_resnet8",
-    model_kwargs={"width": 4},
-    dataset="digits32",
-    gates={"kind": "ddi", "group_size": 2},
-    exits="1",
-    batch_size=512,
-    backbone_epochs=1,
-    gates_epochs=1,
-    joint_epochs=2,
-)
+TINY = NARROW | {"exits": "1", "batch_size": 512}
 
 
 class Board(list):

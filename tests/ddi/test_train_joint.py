@@ -127,6 +127,13 @@ def test_gates_learn_until_they_have_settled(tmp_path, monkeypatch):
     assert [line["lr_gates"] > 0 for line in read_history(tmp_path)[1:]] == [True, True, False, False]
 
 
+def test_gates_do_not_settle_while_the_target_falls(tmp_path, monkeypatch):
+    """A batch within a target on its way down, as all are here, is not yet within the wanted one."""
+    monkeypatch.setattr(trainer_module, "budget_loss", lambda *args: -ddi.budget_loss(*args).abs())
+    train(TrainConfig(**SETTLING | {"anneal": 0.95}), tmp_path, progress_bar=False)
+    assert [line["lr_gates"] > 0 for line in read_history(tmp_path)[1:-1]] == [True, True, True]
+
+
 def test_gates_do_not_settle_above_the_target(tmp_path):
     values = SETTLING | {"mac_target": 0.1, "gate_lr": 1e-4}  # too far for so little time
     last = train(TrainConfig(**values), tmp_path, progress_bar=False)

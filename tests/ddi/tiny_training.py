@@ -14,6 +14,9 @@ TINY = dict(
     batch_size=256,
 )
 
+NARROW = TINY | {"model_kwargs": {"width": 4}, "gates": {"kind": "ddi", "group_size": 2}}
+"""The same of a smaller network."""
+
 
 def weights(folder):
     return read_tensors(folder / "model.safetensors")[0]

@@ -41,8 +41,8 @@ class TrainConfig:
         batch_size: images a step; of all processes together.
         budget_weight: factor of `budget_loss`.
         anneal: share of the joint stage over which the target falls from 1 to mac_target.
-        settle: share of the joint stage after which gates learn no more, once the target is reached, so that
-            the network learns to do with what they decide; 1: never.
+        settle: share of the joint stage after which gates learn no more, once mac_target is reached, so that
+            the network learns to do with what they decide; not before anneal; 1: never.
         precision: "fp32", or "bf16" for mixed precision (torch.autocast; weights, losses and gates stay
             float32): 1.5 times as fast on CPUs with AVX512-BF16.
         device: "cpu", "cuda", or a GPU as "cuda:1"; for several processes "cuda" is a GPU each.

@@ -85,7 +85,9 @@ class Trainer:
             task = self._task_loss(x, labels, taught)
         resource = self.resource if stage.name == "joint" else Macs()
         penalty = budget_loss(rec, self._target(stage, done), resource, self.world.mean)
-        if stage.name == "joint" and done >= self.config.settle and penalty.item() <= 0:
+        # While the target falls, a batch within it is not yet within the wanted one.
+        settle = max(self.config.settle, self.config.anneal)
+        if stage.name == "joint" and done >= settle and penalty.item() <= 0:
             self.progress.settled = True
         loss = task + self.config.budget_weight * penalty
         return loss, task, rec.macs.mean().item() / rec.dense_macs
