@@ -3,7 +3,8 @@
 Dense opponents are onnxruntime, OpenVINO and torch.compile with frozen weights. Ours are the plain network,
 and the gated one with layers and channels closed alike or channels alone, at one ratio of multiply-adds, its
 bits drawn anew for each of 256 samples; gate networks run in full. Trained networks, such as the shipped
-ResNet-38, take their own decisions on real images instead. Single calls are timed at batch 1, for latency's
+ResNet-38, take their own decisions on real images instead, and halt at a branch classifier that is certain
+where `--confidence` says so. Single calls are timed at batch 1, for latency's
 percentiles.
 """
 
@@ -129,9 +130,9 @@ def gated_calls(case: Case, frozen: engine.Engine, target: float, layers: bool) 
     return Ours(provider, keep if layers else 1.0, keep, mac_ratio, error)
 
 
-def own_calls(case: Case, frozen: engine.Engine) -> Ours:
-    """The gated network at what its gates decide."""
-    reports = [frozen(x, report=True)[1] for x in case.images]
+def own_calls(case: Case, frozen: engine.Engine, confidence: float | None = None) -> Ours:
+    """The gated network at what its gates decide, as far as it is run."""
+    reports = [frozen(x, confidence=confidence, report=True)[1] for x in case.images]
     macs = sum(sum(report.macs) for report in reports)
     bits, at = torch.cat([report.decisions for report in reports]).float(), 0
     layers, channels = [], []
@@ -145,7 +146,8 @@ def own_calls(case: Case, frozen: engine.Engine) -> Ours:
         layers += [keep] if gate["keep"] or gate["layer"] else []
         channels.append(masks[keep > 0].flatten())
     error = check("engine, gated", case, frozen(case.images[0]), case.gated(case.images[0]))
-    provider = Provider([partial(frozen, x) for x in case.images], least_calls=len(case.images))
+    calls = [partial(frozen, x, confidence=confidence) for x in case.images]
+    provider = Provider(calls, least_calls=len(calls))
     shares = torch.cat(layers).mean().item(), torch.cat(channels).mean().item()
     return Ours(provider, *shares, frozen.dense_macs * len(bits) / macs, error)
 
@@ -193,8 +195,10 @@ def row(
     }
 
 
-def measure(case: Case, target: float, compiled: bool) -> list[dict[str, Any]]:
-    """A row for the dense network, and one for each way of gating."""
+def measure(
+    case: Case, target: float, compiled: bool, confidence: float | None = None
+) -> list[dict[str, Any]]:
+    """A row for the dense network, and one for each way of gating; confidence: of a trained network."""
     dense, missing = dense_providers(case, compiled)
     with tempfile.TemporaryDirectory() as folder:
         plain = case.freeze(case.plain, Path(folder) / "plain.ddi")
@@ -202,6 +206,13 @@ def measure(case: Case, target: float, compiled: bool) -> list[dict[str, Any]]:
     ours = {"dense": plain_calls(case, plain)}
     if case.network.trained is not None:
         ours["trained decisions"] = own_calls(case, gated)
+        if confidence is not None:
+            if len(gated.exits) == 1:
+                raise ValueError(
+                    f"bench model: --confidence is {confidence}, but {case.network.name} has no branch "
+                    "classifiers to halt at; leave it out, or train some: ddi train --exits default"
+                )
+            ours[f"trained decisions, confidence {confidence:g}"] = own_calls(case, gated, confidence)
     else:
         ours["layers and channels"] = gated_calls(case, gated, target, True)
         ours["channels"] = gated_calls(case, gated, target, False)
@@ -224,6 +235,8 @@ def run(args: argparse.Namespace) -> None:
     known = NETWORKS
     if args.trained:
         known = [Network.of_checkpoints(Path(args.trained[1]).stem, *args.trained)]
+    elif args.confidence is not None:
+        raise ValueError(f"bench model: --confidence is {args.confidence}; it is for --trained, add that")
     chosen = [network for network in known if args.cases in network.name]
     if not chosen:
         names = ", ".join(network.name for network in known)
@@ -250,7 +263,7 @@ def run_engine(args: argparse.Namespace, chosen: list[Network]) -> list[dict[str
         for network in tqdm(chosen, disable=None, desc="networks"):
             for batch in args.batch:
                 case = make_case(network, batch, args.threads, args.dtype)
-                for one in measure(case, args.mac_ratio, not args.no_compile):
+                for one in measure(case, args.mac_ratio, not args.no_compile, args.confidence):
                     print(describe(one), flush=True)
                     rows.append(one)
     return rows
@@ -273,6 +286,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--trained", nargs=2, metavar=("DENSE", "GATED"), help="these two checkpoints, on their test images"
+    )
+    parser.add_argument(
+        "--confidence", type=float, metavar="P", help="with --trained, also halt where it is so certain"
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")

@@ -1,7 +1,9 @@
 """Rows of `ddi grid` compared: what each gating gives over its seeds, and what the same accuracy costs.
 
 A gating's curve goes through the mean accuracy and MACs of its targets, dearest last, and ends in the dense
-network that was trained as long. Between its points it is taken to be straight.
+network that was trained as long. Between its points it is taken to be straight. Networks with branch
+classifiers have a second one, "both, halting": the same networks halt each image at the first classifier that
+is certain of it, at several confidences.
 """
 
 from __future__ import annotations
@@ -27,16 +29,21 @@ __all__ = [
 ]
 
 # A gating that was held to another resource than multiply-adds is one of its own.
-LABELS = (*GATINGS, *(f"{gating}, {other}" for gating in GATED for other in RESOURCES if other != "macs"))
+_RUN = (*GATINGS, *(f"{gating}, {other}" for gating in GATED for other in RESOURCES if other != "macs"))
+HALTING = ", halting"
+LABELS = (*_RUN, *(f"{label}{HALTING}" for label in _RUN))
+_Group = tuple[str, str, float, float | None]  # network, label, target, confidence
 _NUMBERS = ("target", "seed", "accuracy", "macs", "mac_ratio")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One network, gating and target over its seeds.
+    """One network, gating, target and confidence over its seeds.
 
     Args:
-        network, gating, target: see `ddi.grid.Run`; "both, ms" is a gating held to milliseconds.
+        network, gating, target: see `ddi.grid.Run`; "both, ms" is a gating held to milliseconds, and "both,
+            halting" one that halts early.
+        confidence: that an image halts at; None: it never does.
         seeds: how many.
         accuracy: mean on the test images, and `low` and `high` its extremes.
         macs, mac_ratio: means.
@@ -48,6 +55,7 @@ class Point:
     network: str
     gating: str
     target: float
+    confidence: float | None
     seeds: int
     accuracy: float
     low: float
@@ -83,14 +91,19 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
 
 
 def points_of(rows: Sequence[dict[str, Any]]) -> list[Point]:
-    """The points of rows, by network as they come, gating and falling target."""
+    """The points of rows, by network as they come, gating, falling target and falling confidence."""
     networks = list(dict.fromkeys(row["network"] for row in rows))
     dense = {(row["network"], row["seed"]): row["accuracy"] for row in rows if row["gating"] == "dense"}
-    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    groups: dict[_Group, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["network"], _label(row), row["target"]), []).append(row)
+        label = _label(row)
+        groups.setdefault((row["network"], label, row["target"], None), []).append(row)
+        for halting in _halting(row):
+            key = (row["network"], f"{label}{HALTING}", row["target"], halting["confidence"])
+            groups.setdefault(key, []).append(halting)
     found = [_point(key, group, dense) for key, group in groups.items()]
-    return sorted(found, key=lambda p: (networks.index(p.network), LABELS.index(p.gating), -p.target))
+    found.sort(key=lambda p: (-p.target, -(p.confidence or 0)))
+    return sorted(found, key=lambda p: (networks.index(p.network), LABELS.index(p.gating)))
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -98,9 +111,14 @@ def _label(row: dict[str, Any]) -> str:
     return row["gating"] if resource == "macs" else f"{row['gating']}, {resource}"
 
 
-def _point(
-    key: tuple[str, str, float], rows: list[dict[str, Any]], dense: dict[tuple[str, int], float]
-) -> Point:
+def _halting(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row as it is at each of the confidences that it was halted at, one image at a time."""
+    dense_macs = row["mac_ratio"] * row["macs"]
+    found = row.get("halting") or []
+    return [row | {"ms_b32": None, "mac_ratio": dense_macs / one["macs"]} | one for one in found]
+
+
+def _point(key: _Group, rows: list[dict[str, Any]], dense: dict[tuple[str, int], float]) -> Point:
     accuracy = [row["accuracy"] for row in rows]
     pairs = [(row["accuracy"], dense.get((row["network"], row["seed"]))) for row in rows]
     return Point(
@@ -124,9 +142,14 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def curve(points: Sequence[Point], network: str, gating: str) -> list[Point]:
-    """The points of a network's gating and, as their end, its dense one, cheapest first."""
+    """The points of a network's gating and, as their end, its dense one, cheapest first. Of one that halts
+    early, which has many for each target, those that no cheaper one is as accurate as.
+    """
     own = [p for p in points if p.network == network and p.gating in (gating, "dense")]
-    return sorted(own, key=lambda p: p.macs)
+    line = sorted(own, key=lambda p: p.macs)
+    if not gating.endswith(HALTING):
+        return line
+    return [p for i, p in enumerate(line) if all(cheaper.accuracy < p.accuracy for cheaper in line[:i])]
 
 
 def macs_needed(curve: Sequence[Point], accuracy: float) -> float | None:
@@ -150,7 +173,8 @@ def macs_needed(curve: Sequence[Point], accuracy: float) -> float | None:
 
 
 def compare(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """For each point and each other gating of its network what that needs for the same accuracy.
+    """For each point that never halts and each other gating of its network what that needs for the same
+    accuracy.
 
     Returns:
         JSON-ready: network, gating and target of the point, its accuracy and macs; by (other gating), macs
@@ -158,7 +182,7 @@ def compare(points: Sequence[Point]) -> list[dict[str, Any]]:
         more accurate than that even at its cheapest).
     """
     found = []
-    for point in (p for p in points if p.gating != "backbone"):
+    for point in (p for p in points if _compared(p)):
         others = [name for name in gatings(points, point.network) if name not in (point.gating, "dense")]
         for other in others:
             line = curve(points, point.network, other)
@@ -176,9 +200,13 @@ def compare(points: Sequence[Point]) -> list[dict[str, Any]]:
     return found
 
 
+def _compared(point: Point) -> bool:
+    return point.gating != "backbone" and point.confidence is None
+
+
 def gatings(points: Sequence[Point], network: str) -> list[str]:
     """That have a curve, in order."""
-    there = {p.gating for p in points if p.network == network} - {"backbone"}
+    there = {p.gating for p in points if p.network == network} - {"backbone", f"backbone{HALTING}"}
     return [name for name in LABELS if name in there]
 
 
@@ -205,7 +233,7 @@ def _results(points: Sequence[Point]) -> list[str]:
     cells = [
         (
             p.gating,
-            f"{p.target:g}",
+            f"{p.target:g}" if p.confidence is None else f"{p.target:g} at {p.confidence:g}",
             str(p.seeds),
             f"{100 * p.accuracy:.2f} ({100 * p.low:.2f}-{100 * p.high:.2f})",
             "-" if p.to_dense is None or p.gating == "dense" else f"{100 * p.to_dense:+.2f}",
@@ -222,7 +250,7 @@ def _needed(points: Sequence[Point], needed: Sequence[dict[str, Any]]) -> list[s
     columns = list(dict.fromkeys(one["by"] for one in needed))
     found = {(one["gating"], one["target"], one["by"]): one for one in needed}
     cells = [("MMACs needed for the accuracy of", "MMACs", *columns)]
-    for p in (p for p in points if p.gating != "backbone"):
+    for p in (p for p in points if _compared(p)):
         name = f"{p.gating} {p.target:g}, {100 * p.accuracy:.2f} %"
         others = [_cell(found.get((p.gating, p.target, by))) for by in columns]
         cells.append((name, f"{p.macs / 1e6:.2f}", *others))

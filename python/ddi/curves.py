@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .comparison import Point, compare, curve, format_comparison, gatings, points_of, read_results
+from .comparison import HALTING, Point, compare, curve, format_comparison, gatings, points_of, read_results
 from .report import new_figure, save_figure
 from .train.history import read_history
 
@@ -20,6 +20,7 @@ __all__ = ["Report", "draw_report", "plot_comparison", "plot_history"]
 _COLOURS = {
     "both": "#0072b2",
     "channel": "#009e73",
+    "dense": "black",
     "layer": "#d55e00",
     "narrow": "#cc79a7",
     "shallow": "#e69f00",
@@ -160,7 +161,8 @@ def _draw_gatings(axes: Axes, points: Sequence[Point], name: str) -> None:
     for gating in gatings(points, network):
         if gating != "dense":
             line = curve(points, network, gating)
-            _draw_line(axes, line, name, color=_COLOURS.get(gating), fmt="o-", label=gating)
+            colour, fmt = _COLOURS.get(gating.removesuffix(HALTING)), "o--" if HALTING in gating else "o-"
+            _draw_line(axes, line, name, color=colour, fmt=fmt, label=gating)
     dense = [point for point in points if point.gating == "dense"]
     _draw_line(axes, dense, name, color="black", fmt="s", label="dense", zorder=3)
 

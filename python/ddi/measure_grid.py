@@ -1,8 +1,11 @@
-"""How fast the networks of a grid are: fills in the milliseconds that its rows lack, in the engine."""
+"""How fast the networks of a grid are, and what halting early saves them: fills in what its rows lack, in
+the engine.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from .data import get_dataset
 from .freeze import freeze
 from .grid import Grid, Key, read_rows, row_key, write_rows
 from .quiet import measuring
+from .run_plan import RunConfig, run_plan
 from .timing import measure
 
 __all__ = ["measure_grid"]
@@ -23,6 +27,7 @@ __all__ = ["measure_grid"]
 _BATCHES = (1, 32)
 _IMAGES = 256
 _PASSES = 9
+CONFIDENCES = (0.8, 0.9, 0.95, 0.98, 0.99)
 
 
 def measure_grid(grid: Grid, only: str = "") -> list[dict[str, Any]]:
@@ -30,9 +35,11 @@ def measure_grid(grid: Grid, only: str = "") -> list[dict[str, Any]]:
 
     A row gets ms_b1 and ms_b32, the milliseconds per image of its checkpoint, frozen, at batch 1 and 32: the
     median of 9 passes over the first 256 test images of what it was trained on, one thread; and measured_on,
-    the processor. All rows of a network take turns pass by pass, those that had times, too, so that their
-    ratios are those of one measurement: a machine is faster at one hour than at another. They are written
-    together, and `run_grid` may run at the same time.
+    the processor. The row of a network with branch classifiers also gets halting: for each of some
+    confidences (`engine.Engine`'s) accuracy and mean macs on the test images, one at a time, and ms_b1. All
+    rows of a network take turns pass by pass, those that had times, too, so that their ratios are those of
+    one measurement: a machine is faster at one hour than at another. They are written together, and
+    `run_grid` may run at the same time.
 
     Args:
         grid: of `read_grid`.
@@ -52,34 +59,64 @@ def measure_grid(grid: Grid, only: str = "") -> list[dict[str, Any]]:
     rows = [row for row in read_rows(grid.rows) if row_key(row) in wanted]
     waiting = dict.fromkeys(row["network"] for row in rows if _lacks_times(row))
     for network in tqdm(waiting, desc="measure", disable=None):
-        mine = {row_key(row): row["checkpoint"] for row in rows if row["network"] == network}
-        times = _times({key: grid.checkpoints / name for key, name in mine.items()})
+        mine = [row for row in rows if row["network"] == network]
+        times = _times(mine, grid.checkpoints)
         # Read anew: a training may have ended meanwhile.
         write_rows(grid.rows, [row | times.get(row_key(row), {}) for row in read_rows(grid.rows)])
     return read_rows(grid.rows)
 
 
 def _lacks_times(row: dict[str, Any]) -> bool:
-    return any(row.get(f"ms_b{batch}") is None for batch in _BATCHES)
+    halting = bool(row.get("halting")) or not row.get("exit_accuracy")
+    return not halting or any(row.get(f"ms_b{batch}") is None for batch in _BATCHES)
 
 
-def _times(checkpoints: dict[Key, Path]) -> dict[Key, dict[str, Any]]:
-    """The columns that the rows of one network get."""
-    networks: dict[int, dict[str, Any]] = {batch: {} for batch in _BATCHES}
-    for checkpoint in checkpoints.values():
+class _Frozen:
+    """A row's checkpoint in the engine.
+
+    Attributes:
+        ways: by batch size what to call, by name.
+        halting: the row's, without times if it had none.
+    """
+
+    def __init__(self, row: dict[str, Any], checkpoint: Path) -> None:
         model, meta = load_model(checkpoint)
-        data = get_dataset(meta["dataset"], meta["train"]["data_root"])
+        name, root = meta["dataset"], meta["train"]["data_root"]
         with tempfile.TemporaryDirectory() as folder:
             plan = Path(folder) / "network.ddi"
-            freeze(model, torch.zeros(1, *data.image_shape), plan)
-            for batch in _BATCHES:
-                networks[batch][checkpoint.name] = engine.load(plan, max_batch=batch)
+            freeze(model, torch.zeros(1, *get_dataset(name, root).image_shape), plan)
+            networks = {batch: engine.load(plan, max_batch=batch) for batch in _BATCHES}
+            wanted = CONFIDENCES if len(networks[1].exits) > 1 else ()
+            self.halting = row.get("halting") or [_halting(plan, name, root, c) for c in wanted]
+        self.name = checkpoint.name
+        self.ways: dict[int, dict[str, Any]] = {b: {self.name: one} for b, one in networks.items()}
+        for confidence in (one["confidence"] for one in self.halting):
+            self.ways[1][f"{self.name} {confidence}"] = partial(networks[1], confidence=confidence)
+
+    def columns(self, ms: dict[tuple[int, str], float]) -> dict[str, Any]:
+        """Those of its row. ms: by batch size and name."""
+        halting = [{**one, "ms_b1": ms[1, f"{self.name} {one['confidence']}"]} for one in self.halting]
+        times = {f"ms_b{batch}": ms[batch, self.name] for batch in _BATCHES}
+        return {**times, "halting": halting} if halting else times
+
+
+def _halting(plan: Path, dataset: str, data_root: str | None, confidence: float) -> dict[str, Any]:
+    """What a plan does on the test images, one at a time, if it halts where it is so certain."""
+    found = run_plan(plan, RunConfig(dataset, data_root, confidence=confidence))
+    return {"confidence": confidence, "accuracy": found["accuracy"], "macs": round(found["mean_macs"])}
+
+
+def _times(rows: list[dict[str, Any]], checkpoints: Path) -> dict[Key, dict[str, Any]]:
+    """The columns that the rows of one network get."""
+    networks = {row_key(row): _Frozen(row, checkpoints / row["checkpoint"]) for row in rows}
+    _, meta = load_model(checkpoints / rows[0]["checkpoint"])
+    data = get_dataset(meta["dataset"], meta["train"]["data_root"])
     pool = data.normalize(data.test().images[:_IMAGES])
-    cpu = collect_env()["system"]["cpu"]
-    times: dict[Key, dict[str, Any]] = {key: {"measured_on": cpu} for key in checkpoints}
+    ms: dict[tuple[int, str], float] = {}
     with measuring():
-        for batch, providers in networks.items():
-            taken = measure(providers, pool, batch, threads=1, passes=_PASSES)
-            for key, checkpoint in checkpoints.items():
-                times[key][f"ms_b{batch}"] = round(taken[checkpoint.name].median_ms, 5)
-    return times
+        for batch in _BATCHES:
+            ways = {name: call for one in networks.values() for name, call in one.ways[batch].items()}
+            timed = measure(ways, pool, batch, threads=1, passes=_PASSES)
+            ms |= {(batch, name): round(timing.median_ms, 5) for name, timing in timed.items()}
+    cpu = collect_env()["system"]["cpu"]
+    return {key: {"measured_on": cpu, **one.columns(ms)} for key, one in networks.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 import ddi
 from bench.decisions import draw_decisions, find_keep, forced, mean_macs
-from bench.model import Ours, call_percentiles, gated_calls, own_calls, row
+from bench.model import Ours, add_arguments, call_percentiles, gated_calls, own_calls, row
 from bench.networks import Case, Network, make_case
 from ddi.timing import Timing
 from ddi.turns import Measured, Provider
@@ -103,11 +104,10 @@ def test_rows_compare_with_the_fastest(tmp_path: Path) -> None:
     assert got["speedup_vs_best_dense"] == 3.2 and got["realised"] == 0.8
 
 
-def save(path: Path, gates: Any = None) -> Path:
+def save(path: Path, gates: Any = None, exits: Any = None) -> Path:
     torch.manual_seed(0)
-    ddi.save_model(
-        path, ddi.create_model("cifar_resnet8", gates=gates), "cifar_resnet8", {"dataset": "digits32"}
-    )
+    model = ddi.create_model("cifar_resnet8", gates=gates, exits=exits)
+    ddi.save_model(path, model, "cifar_resnet8", {"dataset": "digits32"}, exits=exits)
     return path
 
 
@@ -122,3 +122,37 @@ def test_trained_networks_run_on_their_own_test_images(tmp_path: Path) -> None:
     torch.testing.assert_close(case.gated(case.images[0]), case.plain(case.images[0]))  # open gates
     with pytest.raises(ValueError, match="holds no gated network; give the plain checkpoint first"):
         Network.of_checkpoints("trained", files[1], files[0])
+
+
+@torch.inference_mode()
+def test_own_calls_halt_where_they_are_certain(tmp_path: Path) -> None:
+    files = save(tmp_path / "dense"), save(tmp_path / "gated", ddi.DDIConfig(group_size=4), exits=[1, 2])
+    case = make_case(Network.of_checkpoints("trained", *files), 1, 1, "fp32")
+    frozen = case.freeze(case.gated, tmp_path / "gated.ddi")
+    first = torch.cat([frozen(x, confidence=0.01) for x in case.images])  # no class of ten is less certain
+    usual = first.softmax(1).amax(1).median().item()
+    never, halting, at_once = (own_calls(case, frozen, confidence) for confidence in (1.0, usual, 0.01))
+    asked = [frozen(x, confidence=usual, report=True)[1] for x in case.images]
+    assert 100 < [report.exit for report in asked].count(0) < 156
+    assert halting.mac_ratio == pytest.approx(256 * frozen.dense_macs / sum(one.macs[0] for one in asked))
+    assert torch.equal(halting.provider.output(3), frozen(case.images[3], confidence=usual))
+    assert never.mac_ratio < halting.mac_ratio < at_once.mac_ratio
+    assert at_once.mac_ratio == pytest.approx(frozen.dense_macs / frozen.exit_worst_macs[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--confidence", "0.9"], "--confidence is 0.9; it is for --trained, add that"),
+        (["--confidence", "0.9", "--trained", "dense", "gated"], "no branch classifiers to halt at"),
+    ],
+)
+def test_confidence_needs_classifiers(options: list[str], message: str, tmp_path: Path) -> None:
+    files = {"dense": save(tmp_path / "dense"), "gated": save(tmp_path / "gated", ddi.DDIConfig())}
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    given = [str(files.get(word, word)) for word in options]
+    args = parser.parse_args([*given, "--no-compile"])
+    args.seed, args.threads, args.json = 0, 1, None
+    with pytest.raises(ValueError, match=message):
+        args.run(args)

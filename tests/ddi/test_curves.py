@@ -212,6 +212,35 @@ def test_missing_matplotlib_names_the_extra(tmp_path, capsys, no_matplotlib):
     assert not (tmp_path / "out").exists()
 
 
+def test_networks_that_halt_early_have_a_curve_of_their_own():
+    def halting(*points):
+        return [dict(confidence=c, accuracy=a, macs=m, ms_b1=ms) for c, a, m, ms in points]
+
+    half = halting((0.8, 0.90, 12e6, 0.1), (0.9, 0.93, 15e6, 0.15))
+    quarter = halting((0.8, 0.85, 5e6, 0.05), (0.9, 0.89, 14e6, 0.06))
+    rows = [
+        row("dense", 1.0, 0, 0.96, 40e6),
+        row("both", 0.5, 0, 0.94, 20e6, halting=half),
+        row("both", 0.25, 0, 0.91, 16e6, halting=quarter),
+        row("both", 0.5, 1, 0.92, 20e6, halting=halting((0.8, 0.88, 8e6, 0.3))),
+    ]
+    points = points_of(rows)
+    shown = [(p.gating, p.target, p.confidence, p.seeds) for p in points]
+    assert shown[1:3] == [("both", 0.5, None, 2), ("both", 0.25, None, 1)]
+    assert [one[1:] for one in shown[3:]] == [(0.5, 0.9, 1), (0.5, 0.8, 2), (0.25, 0.9, 1), (0.25, 0.8, 1)]
+    mean = points[4]
+    assert (mean.accuracy, mean.macs, mean.mac_ratio) == pytest.approx((0.89, 10e6, (40 / 12 + 40 / 8) / 2))
+    assert mean.ms_b1 == pytest.approx(0.2) and mean.ms_b32 is None
+    line = curve(points, "net", "both, halting")
+    assert [p.macs for p in line] == [5e6, 10e6, 15e6, 40e6]  # 0.89 at 14 is no more than at 10
+    (needed,) = [one for one in compare(points) if one["target"] == 0.25 and "halting" in one["by"]]
+    assert needed["needed"] == pytest.approx(12.5e6)  # 0.91, half-way from 0.89 to 0.93
+    text = format_comparison("rows", points)
+    assert "both, halting   0.5 at 0.8" in text and "16.00                    .  12.50 (1.28x fewer)" in text
+    (drawn,) = [c for c in plot_comparison(points, "net").axes[1].containers if "halting" in c.get_label()]
+    assert drawn.lines[0].get_xdata().tolist() == pytest.approx([0.05, 0.2, 0.15])
+
+
 def test_a_gating_held_to_another_resource_has_a_curve_of_its_own():
     rows = [row("dense", 1.0, 0, 0.9, 40e6), row("both", 0.5, 0, 0.8, 20e6)]
     points = points_of([*rows, row("both", 0.5, 0, 0.85, 22e6, resource="ms")])

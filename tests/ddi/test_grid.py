@@ -9,6 +9,7 @@ import ddi
 from ddi import measure_grid as measuring_module
 from ddi.cli import main
 from ddi.data import get_dataset
+from ddi.evaluate_budget import evaluate_budget
 from ddi.grid import read_grid, read_rows, row_key, write_rows
 from ddi.measure_grid import measure_grid
 from ddi.run_grid import run_grid, with_needs
@@ -184,8 +185,9 @@ def test_rows_that_are_none(tmp_path, line):
 
 
 @pytest.fixture
-def unmeasured(finished, tmp_path):
+def unmeasured(finished, tmp_path, monkeypatch):
     """The finished grid with a file of its rows that is this test's own."""
+    monkeypatch.setattr(measuring_module, "CONFIDENCES", (0.5, 0.9))
     grid = finished[1]
     keys = {run.key for run in grid.runs}
     rows = [row for row in read_rows(grid.rows) if row_key(row) in keys]
@@ -210,6 +212,10 @@ def fake_measure(calls, meanwhile=lambda: None):
     return measure
 
 
+def halting_ways(checkpoint):
+    return [] if checkpoint is None else [f"{checkpoint} {c}" for c in measuring_module.CONFIDENCES]
+
+
 @pytest.mark.parametrize("only", ["_0.", ""])
 def test_all_rows_of_a_network_are_measured_in_turns_once_one_lacks_times(unmeasured, monkeypatch, only):
     calls = []
@@ -221,16 +227,34 @@ def test_all_rows_of_a_network_are_measured_in_turns_once_one_lacks_times(unmeas
     rows = measure_grid(unmeasured, only)
     assert rows == read_rows(unmeasured.rows)
     names = [row["checkpoint"] for row in before if only in row["checkpoint"]]
-    assert len(names) >= 2 and calls == [(1, names), (32, names)]
+    with_exits = [row["checkpoint"] for row in before if row["exit_accuracy"]]
+    ways = [way for name in names for way in (name, *halting_ways(name if name in with_exits else None))]
+    assert len(names) >= 2 and calls == [(1, ways), (32, names)]
     for row, old in zip(rows, before, strict=True):
         if row["checkpoint"] in names:
-            place = names.index(row["checkpoint"]) + 1
-            times = {"ms_b1": place, "ms_b32": place * 32.0}
+            place = ways.index(row["checkpoint"]) + 1
+            times = {"ms_b1": place, "ms_b32": (names.index(row["checkpoint"]) + 1) * 32.0}
+            halting = row.pop("halting", None)
             assert row == old | times | {"measured_on": collect_env()["system"]["cpu"]}
+            ms = None if halting is None else [one["ms_b1"] for one in halting]
+            assert ms == ([place + 1, place + 2] if row["checkpoint"] in with_exits else None)
         else:
             assert row == old
     measure_grid(unmeasured, only)
     assert len(calls) == 2  # nothing is measured twice
+
+
+def test_halting_is_what_the_network_does_at_a_confidence(unmeasured, monkeypatch):
+    monkeypatch.setattr(measuring_module, "measure", fake_measure([]))
+    row = next(row for row in measure_grid(unmeasured) if row["gating"] == "both")
+    model, _ = ddi.load_model(unmeasured.checkpoints / row["checkpoint"])
+    data = get_dataset("digits32")
+    assert [one["confidence"] for one in row["halting"]] == list(measuring_module.CONFIDENCES)
+    for one in row["halting"]:
+        limits = ddi.Budget(confidence=one["confidence"])
+        found = evaluate_budget(model, data, data.test(), limits)
+        assert one["accuracy"] == pytest.approx(found.accuracy, abs=2e-3)
+        assert one["macs"] == pytest.approx(found.macs.mean().item(), rel=2e-3)
 
 
 def test_a_measurement_that_breaks_off_changes_no_row(unmeasured, monkeypatch):
