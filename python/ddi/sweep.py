@@ -1,7 +1,7 @@
 """What budgets buy: accuracy of a frozen network at limits from its first exit to the whole network.
 
-Runs in the engine, over a split, with limits on multiply-adds and joules and with deadlines; the same network
-without any limit is the last point of each curve.
+Runs in the engine, over a split, with limits on multiply-adds and joules, with deadlines, and halting where
+a classifier is certain enough; the same network without any limit is the last point of each curve.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def sweep(
         out: the folder.
         base: which images, how many at a time, threads; without limits.
         points: budgets of each kind, evenly spread from what the first exit takes at worst (MACs, joules) or
-            in half of the calls (ms) to what the whole network does.
+            in half of the calls (ms) to what the whole network does; confidences of 1/2, 3/4, 7/8 and so on.
 
     Returns:
-        JSON-ready: checkpoint, and rows with resource ("macs", "joules" or "ms"), limit (None for the whole
-        network), accuracy, mean_macs, mean_joules, p50_ms, p99_ms and exits (of each classifier the share of
-        images that it answered).
+        JSON-ready: checkpoint, and rows with resource ("macs", "joules", "ms" or "confidence"), limit (None
+        for the whole network), accuracy, mean_macs, mean_joules, mean_ms, p99_ms (of a call) and exits (of
+        each classifier the share of images that it answered).
 
     Raises:
         ValueError: the network has no branch classifiers; and what `freeze_checkpoint` and `run_plan` raise.
@@ -71,6 +71,9 @@ def sweep(
         for limit in _spread(shortest["p50_ms"], whole["p50_ms"], points):
             rows.append(_row("ms", limit, run_plan(plan, replace(base, deadline_ms=limit))))
         rows.append(_row("ms", None, whole))
+        for limit in (1 - 0.5**i for i in range(1, points + 1)):
+            rows.append(_row("confidence", limit, run_plan(plan, replace(base, confidence=limit))))
+        rows.append(_row("confidence", None, whole))
     summary = {"checkpoint": str(checkpoint), "rows": rows}
     write_atomic(Path(out) / "sweep.json", json.dumps(summary, indent=1).encode())
     save_figure(plot_sweep(rows), Path(out) / "sweep.png")
@@ -82,5 +85,6 @@ def _spread(low: float, high: float, count: int) -> list[float]:
 
 
 def _row(resource: str, limit: float | None, found: dict[str, Any]) -> dict[str, Any]:
-    names = ("accuracy", "mean_macs", "mean_joules", "p50_ms", "p99_ms", "exits")
-    return {"resource": resource, "limit": limit, **{name: found[name] for name in names}}
+    names = ("accuracy", "mean_macs", "mean_joules", "p99_ms", "exits")
+    mean_ms = 1e3 * found["batch"] / found["images_per_second"]
+    return {"resource": resource, "limit": limit, **{name: found[name] for name in names}, "mean_ms": mean_ms}

@@ -100,17 +100,18 @@ def format_budget(summary: dict[str, Any]) -> str:
 
 def format_sweep(summary: dict[str, Any]) -> str:
     """What :func:`ddi.sweep.sweep` found, as text."""
+    units = {"macs": (1e-6, "MMACs"), "ms": (1, "ms"), "joules": (1e3, "mJ"), "confidence": (1e2, "%")}
     lines = [
         f"{summary['checkpoint']}, frozen",
-        "budget           accuracy  MMACs an image  mJ an image  ms a call (p50, p99)",
+        "budget           accuracy  MMACs an image  mJ an image  ms a call (mean, p99)",
     ]
     for row in summary["rows"]:
-        factor, unit = {"macs": (1e-6, "MMACs"), "ms": (1, "ms"), "joules": (1e3, "mJ")}[row["resource"]]
+        factor, unit = units[row["resource"]]
         shown = "none" if row["limit"] is None else f"{row['limit'] * factor:.3f} {unit}"
         lines.append(
             f"{shown:16} {_percent(row['accuracy'])}  {row['mean_macs'] / 1e6:14.2f}  "
             f"{1e3 * row['mean_joules']:11.4f}  "
-            f"{row['p50_ms']:.3f}, {row['p99_ms']:.3f}"
+            f"{row['mean_ms']:.3f}, {row['p99_ms']:.3f}"
         )
     return "\n".join(lines)
 

@@ -81,12 +81,20 @@ def test_sweep(checkpoint, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert main(["eval", str(checkpoint), "--sweep", str(tmp_path), "--split", "validation"]) == 0
     rows = json.loads((tmp_path / "sweep.json").read_text())["rows"]
-    assert [row["resource"] for row in rows] == ["macs"] * 9 + ["joules"] * 9 + ["ms"] * 9
+    assert [row["resource"] for row in rows] == ["macs"] * 9 + ["joules"] * 9 + ["ms"] * 9 + [
+        "confidence"
+    ] * 9
     macs = rows[:9]
     assert macs[-1]["limit"] is None and macs[-1]["exits"]["network"] == 1
     limits = [row["limit"] for row in macs[:-1]]
     assert limits == sorted(limits) and all(row["mean_macs"] <= row["limit"] for row in macs[:-1])
     joules = rows[9:17]
     assert all(row["mean_joules"] <= row["limit"] for row in joules)
+    confidences = rows[27:35]
+    assert [row["limit"] for row in confidences[:3]] == [0.5, 0.75, 0.875]
+    # Not trained, it is never certain, and what was asked in vain is paid for.
+    assert all(row["exits"]["network"] == 1 for row in confidences)
+    assert all(row["mean_macs"] > rows[-1]["mean_macs"] for row in confidences)
+    assert all(0 < row["mean_ms"] <= row["p99_ms"] for row in rows)
     assert macs[0]["exits"]["exit0"] > 0 and (tmp_path / "sweep.png").read_bytes()[1:4] == b"PNG"
     assert "budget           accuracy  MMACs an image" in capsys.readouterr().out
