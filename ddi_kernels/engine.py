@@ -35,7 +35,8 @@ class Report:
     """What one call did.
 
     Args:
-        exit: the classifier that answered; the last one is the whole network's.
+        exit: the deepest classifier that answered; the last one is the whole network's.
+        exits: of each sample the classifier that answered; they differ under a confidence alone.
         macs: of each sample, gates and classifiers included.
         weight_bytes, activation_bytes: of each sample, that its multiply-adds need (docs/engine.md).
         joules: of each sample by the call's energy, None without it.
@@ -44,6 +45,7 @@ class Report:
     """
 
     exit: int
+    exits: list[int]
     macs: list[int]
     weight_bytes: list[int]
     activation_bytes: list[int]
@@ -189,8 +191,8 @@ class Engine:
                 coefficients(Engine.dtype) returns them.
             deadline_ms: milliseconds of the call, Python's part of it included, but for a report; checked
                 before every step, and held as well as the machine allows. Limits may be combined.
-            confidence: 0 to 1; the call halts at the first exit where each sample's largest probability is at
-                least as large. Exits that are asked and not certain are paid for.
+            confidence: 0 to 1; each sample halts at the first exit where its largest probability is at least
+                as large, and the call goes on with the others. Exits that are asked in vain are paid for.
             decisions: bool or uint8[N, decision_bytes] in place of the gates' own bits; the gates run all
                 the same.
             report: also return what the call did.
@@ -247,6 +249,7 @@ class Engine:
         steps = zip(self._network.steps, session.step_ms, strict=True)
         return Report(
             session.exit,
+            session.exits(count),
             session.macs(count),
             session.weight_bytes(count),
             session.activation_bytes(count),

@@ -212,6 +212,7 @@ PYBIND11_MODULE(_engine, m) {
            py::arg("decisions"), py::arg("trace"))
       .def_property_readonly("memory_bytes", &Session::memory_bytes)
       .def_property_readonly("exit", &Session::exit)
+      .def("exits", [](const Session& s, int64_t n) { return to_list(s.exits(), n); })
       .def("macs", [](const Session& s, int64_t n) { return to_list(s.macs(), n); })
       .def("weight_bytes", [](const Session& s, int64_t n) { return to_list(s.weight_bytes(), n); })
       .def("activation_bytes",

@@ -153,17 +153,14 @@ bool Session::may_run(int64_t step, int64_t n, const RunOptions& options) const 
   return !in_limits(work_, n, exit_work(exit_), options);
 }
 
-// Whether the largest of each sample's probabilities, the logits' softmax, is at least
-// `confidence`. One with NaN among its logits never is.
-bool Session::is_confident(const float* logits, int64_t n, double confidence) const {
+// Whether the largest of a sample's probabilities, its logits' softmax, is at least `confidence`.
+// With NaN among the logits it never is.
+bool Session::is_certain(const float* logits, double confidence) const {
   const int64_t classes = network_->classes();
-  for (int64_t i = 0; i < n; ++i, logits += classes) {
-    const double most = *std::max_element(logits, logits + classes);
-    double sum = 0;
-    for (int64_t c = 0; c < classes; ++c) sum += std::exp(static_cast<double>(logits[c]) - most);
-    if (!(1 / sum >= confidence)) return false;
-  }
-  return true;
+  const double most = *std::max_element(logits, logits + classes);
+  double sum = 0;
+  for (int64_t c = 0; c < classes; ++c) sum += std::exp(static_cast<double>(logits[c]) - most);
+  return 1 / sum >= confidence;
 }
 
 }  // namespace ddi::engine

@@ -150,7 +150,7 @@ ddi_status ddi_session_report(const ddi_session* session, ddi_report* report) {
   const ddi::engine::Session& s = session->session;
   *report = {s.exit(),    s.macs(),         s.decisions(),
              s.step_ms(), s.weight_bytes(), s.activation_bytes(),
-             s.joules()};
+             s.joules(),  s.exits()};
   return DDI_OK;
 }
 

@@ -63,19 +63,21 @@ typedef struct {
   double max_joules;        /* of every sample, by `energy`, never exceeded; negative: no limit */
   double energy[3];  /* joules per multiply-add, byte of weights and byte of activations that it
                         needs; the first negative: unknown */
-  double confidence; /* halt at the first exit where the largest probability of every sample is at
-                        least this, at most 1; negative: at none */
+  double confidence; /* at most 1: each sample halts at the first exit where its largest
+                        probability is at least this, the call goes on with the others;
+                        negative: none does */
 } ddi_options;
 
 /* What the last run of a session did. Valid until its next run. */
 typedef struct {
-  int64_t exit;                /* the classifier that answered, from 0 */
+  int64_t exit;                /* the deepest classifier that answered, from 0 */
   const int64_t* macs;         /* [n] multiply-adds of each sample, gates and classifier included */
   const uint8_t* decisions;    /* [n][decision_bytes], 0 where a gate was not reached */
   const double* step_ms;       /* [steps], negative where a step was not run or not timed */
   const int64_t* weight_bytes; /* [n] that the multiply-adds of each sample need */
   const int64_t* activation_bytes; /* [n] */
   const double* joules;            /* [n] of each sample by options.energy; NULL without */
+  const int64_t* exits;            /* [n] the classifier that answered for each sample */
 } ddi_report;
 
 /* No limit, no confidence, the gates' own decisions, no trace. */

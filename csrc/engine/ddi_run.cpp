@@ -27,7 +27,7 @@ constexpr const char* kUsage =
     "  --budget-macs N    multiply-adds of a sample, never exceeded\n"
     "  --budget-joules J  of a sample, by --energy, never exceeded\n"
     "  --energy A,B,C     joules per multiply-add, byte of weights and byte of activations\n"
-    "  --confidence P     halt at the first exit where all largest probabilities are at least P\n"
+    "  --confidence P     each image halts at the first exit that gives a class at least P\n"
     "  --repeat N         passes over the images (default: 1)\n"
     "  --trace            milliseconds of each step of the last call\n"
     "  --json             one JSON object instead of text\n";
@@ -195,7 +195,7 @@ Results run(const Settings& s, const ddi_network* network, const Array& images) 
       std::copy_n(report.weight_bytes, batch.n, r.weight_bytes.begin() + first);
       std::copy_n(report.activation_bytes, batch.n, r.activation_bytes.begin() + first);
       if (report.joules != nullptr) std::copy_n(report.joules, batch.n, r.joules.begin() + first);
-      std::fill_n(r.exits.begin() + first, batch.n, report.exit);
+      std::copy_n(report.exits, batch.n, r.exits.begin() + first);
       if (s.trace) r.trace = trace_of(network, info, report);
     }
   }

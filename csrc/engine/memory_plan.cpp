@@ -10,16 +10,6 @@
 namespace ddi::engine {
 namespace {
 
-struct Life {
-  int64_t first = INT64_MAX, last = -1;
-
-  void extend(int64_t from, int64_t to) {
-    first = std::min(first, from);
-    last = std::max(last, to);
-  }
-  bool meets(const Life& other) const { return first <= other.last && other.first <= last; }
-};
-
 int64_t element_bytes(const Graph& graph, Kind kind) {
   switch (kind) {
     case Kind::kImage:
@@ -52,10 +42,10 @@ std::vector<Life> find_lives(const Network& network) {
   for (size_t b = 0; b < lives.size(); ++b) {
     // Bits are looked at when the run is over; states must be zero when it begins.
     const Kind kind = graph.buffers[b].kind;
-    if (kind == Kind::kBits || kind == Kind::kState) lives[b].extend(0, steps);
+    if (kind == Kind::kBits || kind == Kind::kState) lives[b].extend(-1, steps);
   }
   // The image is there before the first step.
-  lives[graph.values[network.input_value()].buffer].extend(0, 0);
+  lives[graph.values[network.input_value()].buffer].extend(-1, 0);
   return lives;
 }
 
@@ -63,13 +53,16 @@ std::vector<Life> find_lives(const Network& network) {
 
 MemoryPlan plan_memory(const Network& network, int64_t n) {
   const Graph& graph = network.graph();
-  const std::vector<Life> lives = find_lives(network);
   const size_t count = graph.buffers.size();
+  MemoryPlan plan{find_lives(network), std::vector<int64_t>(count), std::vector<int64_t>(count, -1),
+                  0};
+  const std::vector<Life>& lives = plan.lives;
   std::vector<int64_t> bytes(count);
   std::vector<size_t> order;
   for (size_t b = 0; b < count; ++b) {
     const Buffer& buffer = graph.buffers[b];
-    bytes[b] = round_up(n * buffer.numel() * element_bytes(graph, buffer.kind), 64);
+    plan.sample_bytes[b] = buffer.numel() * element_bytes(graph, buffer.kind);
+    bytes[b] = round_up(n * plan.sample_bytes[b], 64);
     if (lives[b].last >= 0) order.push_back(b);
   }
   if (network.strided_input()) {
@@ -78,7 +71,6 @@ MemoryPlan plan_memory(const Network& network, int64_t n) {
   }
   std::sort(order.begin(), order.end(),
             [&](size_t a, size_t b) { return bytes[a] != bytes[b] ? bytes[a] > bytes[b] : a < b; });
-  MemoryPlan plan{std::vector<int64_t>(count, -1), 0};
   std::vector<size_t> placed;
   for (const size_t b : order) {
     std::vector<std::pair<int64_t, int64_t>> taken;  // [begin, end)

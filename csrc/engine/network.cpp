@@ -69,24 +69,26 @@ void Network::read_exits(Words& words) {
   }
 }
 
-// The image need not be copied if all that read it are convolutions.
+// The image need not be copied if all that read it are convolutions, and do so before any exit:
+// behind one the samples of a call may be fewer.
 void Network::settle_input() {
   std::vector<Op*> readers;
   bool all_strided = true;
-  const auto look = [&](const Steps& steps) {
-    for (const auto& op : steps) {
-      for (size_t i = 0; i < op->reads.size(); ++i) {
-        if (graph_.values[op->reads[i]].buffer != graph_.values[input_].buffer) continue;
-        all_strided &= i == 0 && op->takes_strided_image() && op->reads[0] == input_;
-        readers.push_back(op.get());
-      }
-      for (const int64_t value : op->writes) {
-        all_strided &= graph_.values[value].buffer != graph_.values[input_].buffer;
-      }
+  const auto look = [&](Op& op, int64_t step) {
+    for (size_t i = 0; i < op.reads.size(); ++i) {
+      if (graph_.values[op.reads[i]].buffer != graph_.values[input_].buffer) continue;
+      all_strided &= i == 0 && op.takes_strided_image() && op.reads[0] == input_;
+      all_strided &= step < exits_.front().position;
+      readers.push_back(&op);
+    }
+    for (const int64_t value : op.writes) {
+      all_strided &= graph_.values[value].buffer != graph_.values[input_].buffer;
     }
   };
-  look(trunk_);
-  for (const Exit& exit : exits_) look(exit.steps);
+  for (size_t i = 0; i < trunk_.size(); ++i) look(*trunk_[i], static_cast<int64_t>(i));
+  for (const Exit& exit : exits_) {
+    for (const auto& op : exit.steps) look(*op, exit.position);
+  }
   strided_input_ = all_strided;
   for (Op* op : readers) op->strided_image = all_strided;
 }

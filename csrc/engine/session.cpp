@@ -6,10 +6,10 @@
 #include <chrono>
 #include <cstring>
 #include <new>
+#include <numeric>
 
 #include "arena.h"
 #include "dtypes.h"
-#include "memory_plan.h"
 
 namespace ddi::engine {
 namespace {
@@ -75,7 +75,7 @@ Session::Session(std::shared_ptr<const Network> network, int64_t max_batch, int6
   }
   const MemoryPlan plan = plan_memory(*network_, max_batch);
   const int64_t workspace = most_workspace(), decisions = max_batch * network_->decision_bytes();
-  memory_bytes_ = plan.bytes + workspace + decisions;
+  memory_bytes_ = plan.bytes + workspace + 2 * decisions;
   const int64_t image = network_->input().numel() * static_cast<int64_t>(sizeof(float));
   if (memory_bytes_ > machine_memory() - image) {
     refuse("a session for " + number(max_batch) + " images would take " +
@@ -85,14 +85,17 @@ Session::Session(std::shared_ptr<const Network> network, int64_t max_batch, int6
   for (const int64_t offset : plan.offset) {
     buffers_.push_back(offset < 0 ? nullptr : memory_.get() + offset);
   }
+  lives_ = plan.lives;
+  sample_bytes_ = plan.sample_bytes;
   workspace_ = zeroed_pages(workspace);
   const size_t steps = network_->trunk().size();
   for (Works* works : {&work_, &work_then_}) works->resize(static_cast<size_t>(max_batch));
-  for (auto* counts : {&macs_, &weight_bytes_, &activation_bytes_}) {
+  for (auto* counts : {&order_, &exit_of_, &macs_, &weight_bytes_, &activation_bytes_}) {
     counts->resize(static_cast<size_t>(max_batch));
   }
   joules_.resize(static_cast<size_t>(max_batch));
   decisions_.resize(static_cast<size_t>(decisions));
+  bits_.resize(static_cast<size_t>(decisions));
   step_ms_.resize(steps);
   step_worst_ms_.resize(steps);
   ahead_ms_.resize(steps);
@@ -141,7 +144,7 @@ void Session::run(const Images& images, float* logits, const RunOptions& options
   }
   start_ = now_ns();
   check_options(options);
-  const Frame f = frame(images);
+  Frame f = frame(images);
   begin(f);
   if (images.n == 0) return report(0, options);
   if (!network_->strided_input()) {
@@ -158,13 +161,14 @@ void Session::run(const Images& images, float* logits, const RunOptions& options
     if (!run_step(f, step, options)) break;
   }
   if (answered_ != exit_) answer(f, logits);
-  report(f.n, options);
+  report(images.n, options);
   if (went_on_ && options.deadline_ms >= 0) adjust_margin(elapsed_ms() > options.deadline_ms);
 }
 
 void Session::begin(const Frame& f) {
   exit_ = answered_ = -1;
   went_on_ = false;
+  std::iota(order_.begin(), order_.begin() + f.n, int64_t{0});
   std::fill_n(work_.begin(), f.n, Work{});
   std::fill(step_ms_.begin(), step_ms_.end(), -1.0);
   std::fill_n(decisions_.begin(), f.n * network_->decision_bytes(), uint8_t{0});
@@ -176,10 +180,9 @@ void Session::begin(const Frame& f) {
   }
 }
 
-// Passes the exits at this position, and asks them if they are to be confident. False if the run
-// must halt at the last one that it has passed.
-bool Session::reach_exits(const Frame& f, int64_t position, float* logits,
-                          const RunOptions& options) {
+// Passes the exits at this position, and asks them if samples may halt where they are certain.
+// False if the run must halt at the last one that it has passed.
+bool Session::reach_exits(Frame& f, int64_t position, float* logits, const RunOptions& options) {
   const auto& exits = network_->exits();
   for (int64_t next = exit_ + 1; next < static_cast<int64_t>(exits.size()); ++next) {
     if (exits[static_cast<size_t>(next)].position != position) return true;
@@ -187,9 +190,34 @@ bool Session::reach_exits(const Frame& f, int64_t position, float* logits,
     exit_ = next;
     if (options.confidence < 0) continue;
     answer(f, logits);
-    if (is_confident(logits, f.n, options.confidence)) return false;
+    halt_certain(f, position, logits, options.confidence);
+    if (f.n == 0) return false;
   }
   return true;
+}
+
+// Leaves in the frame those samples that the exit at this position, which has answered, is not
+// certain of.
+void Session::halt_certain(Frame& f, int64_t position, const float* logits, double confidence) {
+  int64_t left = 0;
+  for (int64_t place = 0; place < f.n; ++place) {
+    const int64_t sample = order_[static_cast<size_t>(place)];
+    if (is_certain(logits + sample * network_->classes(), confidence)) continue;
+    if (left != place) move_sample(place, left, position);
+    ++left;
+  }
+  f.n = left;
+}
+
+// Into a place whose own sample has halted: all of it that is read from this position on.
+void Session::move_sample(int64_t from, int64_t to, int64_t position) {
+  for (size_t b = 0; b < buffers_.size(); ++b) {
+    if (buffers_[b] == nullptr || !lives_[b].spans(position)) continue;
+    const int64_t bytes = sample_bytes_[b];
+    std::memcpy(buffers_[b] + to * bytes, buffers_[b] + from * bytes, static_cast<size_t>(bytes));
+  }
+  std::swap(work_[static_cast<size_t>(from)], work_[static_cast<size_t>(to)]);
+  std::swap(order_[static_cast<size_t>(from)], order_[static_cast<size_t>(to)]);
 }
 
 // False if the step was not run, because it would take too much.
@@ -201,19 +229,34 @@ bool Session::run_step(const Frame& f, int64_t step, const RunOptions& options) 
   }
   if (!may_run(step, f.n, options)) return false;
   went_on_ = exit_ >= 0;
-  work_.swap(work_then_);
+  std::copy_n(work_then_.begin(), f.n, work_.begin());
   const int64_t before = options.trace ? now_ns() : 0;
   op.run(f);
-  const int64_t at = decision_at_[static_cast<size_t>(step)];
-  const int64_t bytes = network_->decision_bytes();
-  if (op.decision_bytes() > 0) {
-    if (options.decisions != nullptr) op.write_decision(f, options.decisions + at, bytes);
-    op.read_decision(f, decisions_.data() + at, bytes);
-  }
+  if (op.decision_bytes() > 0) decide(f, step, options);
   if (options.trace) {
     step_ms_[static_cast<size_t>(step)] = static_cast<double>(now_ns() - before) * 1e-6;
   }
   return true;
+}
+
+// Puts the call's bits in the place of those of a gate that has run, if it came with some, and
+// notes them for the report.
+void Session::decide(const Frame& f, int64_t step, const RunOptions& options) {
+  const Op& op = *network_->trunk()[static_cast<size_t>(step)];
+  const int64_t at = decision_at_[static_cast<size_t>(step)], count = op.decision_bytes();
+  const auto in_call = [&](int64_t place) {
+    return order_[static_cast<size_t>(place)] * network_->decision_bytes() + at;
+  };
+  if (options.decisions != nullptr) {
+    for (int64_t place = 0; place < f.n; ++place) {
+      std::copy_n(options.decisions + in_call(place), count, bits_.data() + place * count);
+    }
+    op.write_decision(f, bits_.data(), count);
+  }
+  op.read_decision(f, bits_.data(), count);
+  for (int64_t place = 0; place < f.n; ++place) {
+    std::copy_n(bits_.data() + place * count, count, decisions_.data() + in_call(place));
+  }
 }
 
 void Session::answer(const Frame& f, float* logits) {
@@ -225,18 +268,22 @@ void Session::answer(const Frame& f, float* logits) {
   answered_ = exit_;
   const float* from = f.at<float>(exit.output);
   for (int64_t n = 0; n < f.n; ++n) {
+    const int64_t sample = order_[static_cast<size_t>(n)];
+    exit_of_[static_cast<size_t>(sample)] = exit_;
     std::copy_n(from + n * f.stride(exit.output), network_->classes(),
-                logits + n * network_->classes());
+                logits + sample * network_->classes());
   }
 }
 
 void Session::report(int64_t n, const RunOptions& options) {
   has_joules_ = options.energy[0] >= 0;
-  for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
-    macs_[i] = work_[i].macs;
-    weight_bytes_[i] = work_[i].weight_bytes;
-    activation_bytes_[i] = work_[i].activation_bytes;
-    if (has_joules_) joules_[i] = engine::joules(work_[i], options.energy);
+  for (size_t place = 0; place < static_cast<size_t>(n); ++place) {
+    const Work& work = work_[place];
+    const auto i = static_cast<size_t>(order_[place]);
+    macs_[i] = work.macs;
+    weight_bytes_[i] = work.weight_bytes;
+    activation_bytes_[i] = work.activation_bytes;
+    if (has_joules_) joules_[i] = engine::joules(work, options.energy);
   }
 }
 

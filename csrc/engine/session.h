@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "memory_plan.h"
 #include "network.h"
 #include "thread_pool.h"
 
@@ -33,8 +34,8 @@ struct RunOptions {
   double deadline_ms = -1;  // from the start of the call; negative: none
   // Joules per multiply-add, byte of weights and byte of activations; the first negative: unknown.
   double energy[3] = {-1, -1, -1};
-  // Halts at the first exit where each sample's largest probability is at least this; negative:
-  // only limits make a run halt.
+  // Each sample halts at the first exit where its largest probability is at least this, and the run
+  // goes on with the others; negative: only limits make it halt.
   double confidence = -1;
   // [n][decision_bytes] bits that take the place of what the gates decide, or nullptr. The gates
   // run all the same.
@@ -53,10 +54,11 @@ class Session {
   int64_t max_batch() const { return max_batch_; }
   int64_t memory_bytes() const { return memory_bytes_; }
 
-  // Of the last run: the exit that answered; of each sample what was done and the bits that its
-  // gates decided, 0 for those that were not asked; with a trace of each step of the trunk its
-  // milliseconds, negative if it was not run.
+  // Of the last run: the deepest exit that answered; of each sample the one that did, what was done
+  // and the bits that its gates decided, 0 for those that were not asked; with a trace of each step
+  // of the trunk its milliseconds, negative if it was not run.
   int64_t exit() const { return exit_; }
+  const int64_t* exits() const { return exit_of_.data(); }
   const int64_t* macs() const { return macs_.data(); }
   const int64_t* weight_bytes() const { return weight_bytes_.data(); }
   const int64_t* activation_bytes() const { return activation_bytes_.data(); }
@@ -76,8 +78,11 @@ class Session {
   Frame frame(const Images& images) const;
   void begin(const Frame& frame);
   bool run_step(const Frame& frame, int64_t step, const RunOptions& options);
-  bool reach_exits(const Frame& frame, int64_t position, float* logits, const RunOptions& options);
+  void decide(const Frame& frame, int64_t step, const RunOptions& options);
+  bool reach_exits(Frame& frame, int64_t position, float* logits, const RunOptions& options);
   void answer(const Frame& frame, float* logits);
+  void halt_certain(Frame& frame, int64_t position, const float* logits, double confidence);
+  void move_sample(int64_t from, int64_t to, int64_t position);
   void report(int64_t n, const RunOptions& options);
 
   // budget.cpp
@@ -91,7 +96,7 @@ class Session {
   bool in_time(double more_ms, const RunOptions& options) const;
   bool may_pass(int64_t exit, int64_t n, const RunOptions& options) const;
   bool may_run(int64_t step, int64_t n, const RunOptions& options) const;
-  bool is_confident(const float* logits, int64_t n, double confidence) const;
+  bool is_certain(const float* logits, double confidence) const;
   double elapsed_ms() const;
 
   std::shared_ptr<const Network> network_;
@@ -99,6 +104,8 @@ class Session {
   Pages memory_, workspace_;
   int64_t memory_bytes_ = 0;
   std::vector<char*> buffers_;
+  std::vector<Life> lives_;            // of the buffers
+  std::vector<int64_t> sample_bytes_;  // of the buffers
   std::unique_ptr<ThreadPool> pool_;
   Parallel parallel_{nullptr};
 
@@ -107,11 +114,16 @@ class Session {
   double margin_ = 1;  // by which these are taken to be too short
 
   int64_t exit_ = -1, answered_ = -1;  // the last exit that was reached, and that gave the logits
-  Works work_, work_then_;             // up to now, and behind the next step
+  // Of each place in the buffers the sample there. Those that go on come first, in their order.
+  std::vector<int64_t> order_;
+  Works work_, work_then_;  // of each place: up to now, and behind the next step
+  // Of each sample, in the order of the call.
+  std::vector<int64_t> exit_of_;
   std::vector<int64_t> macs_, weight_bytes_, activation_bytes_;
   std::vector<double> joules_;
   bool has_joules_ = false;
   std::vector<uint8_t> decisions_;
+  std::vector<uint8_t> bits_;  // those of one step, of each place
   std::vector<double> step_ms_;
   std::vector<int64_t> decision_at_;  // of each step, in a sample's decisions
   int64_t start_ = 0;                 // nanoseconds

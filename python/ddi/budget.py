@@ -39,8 +39,10 @@ class Budget:
         macs: multiply-adds of a sample, gates and classifiers included; the batch halts on its dearest one.
         ms: milliseconds of the call.
         joules: of a sample, by `energy`, else as macs.
-        confidence: in (0, 1]: halt at the first exit where the largest softmax probability of every sample is
-            at least this. Exits that are tried without halting are paid for.
+        confidence: in (0, 1]: each sample's answer is that of the first exit where its largest softmax
+            probability is at least this, and the call halts when all have theirs. Exits that are asked in
+            vain are paid for. Here a sample that has its answer is run on with the others; in the engine
+            (`ddi.freeze`) it is not.
 
     Example:
         >>> ddi.Budget(macs=20_000_000)
@@ -69,7 +71,8 @@ class Answer:
 
     Args:
         logits: float[N, classes].
-        exit: the classifier that answered; the last one is the network's own.
+        exit: the deepest classifier that answered; the last one is the network's own.
+        exits: int64[N], the classifier that answered for each sample; they differ under a confidence alone.
         macs: float64[N], of each sample, gates and classifiers included.
         ms: milliseconds of the call.
         joules: float64[N] as macs, where they were limited; else None.
@@ -77,6 +80,7 @@ class Answer:
 
     logits: Tensor
     exit: int
+    exits: Tensor
     macs: Tensor
     ms: float
     joules: Tensor | None = None
@@ -133,8 +137,12 @@ class _Clock:
 class _Call:
     """A pass under way: where it is, and whether it may go on."""
 
-    def __init__(self, model: Backbone, meters: list[Any], confidence: float | None, until: int) -> None:
+    def __init__(
+        self, model: Backbone, meters: list[Any], confidence: float | None, until: int, x: Tensor
+    ) -> None:
         self.model, self.meters, self.confidence, self.until = model, meters, confidence, until
+        self.waiting = torch.ones(len(x), dtype=torch.bool, device=x.device)  # for an answer
+        self.answers: list[tuple[int, Tensor, Tensor]] = []  # exit, its logits, for which samples
         self.positions = meters[0].costs.positions
         self.step = self.part = 0
         self.exit = -1
@@ -202,9 +210,24 @@ class _Call:
         if following == self.until < len(self.model.exits):
             raise _Halt
         if self.confidence is not None and following < len(self.model.exits):
-            least = self.answer().softmax(1).amax(1) >= self.confidence
-            if bool(least.all()):
+            certain = self.answer().softmax(1).amax(1) >= self.confidence
+            self._take(self.answer(), certain & self.waiting)
+            if not bool(self.waiting.any()):
                 raise _Halt
+
+    def _take(self, logits: Tensor, samples: Tensor) -> None:
+        """The current exit's logits as the answers of some samples: bool[N]."""
+        self.answers.append((self.exit, logits, samples))
+        self.waiting = self.waiting & ~samples
+
+    def finish(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """All answers, and the exits that they are of; logits: those of the samples that wait for theirs."""
+        self._take(logits, self.waiting)
+        exits = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        for exit, answers, samples in self.answers:
+            logits = torch.where(samples[:, None], answers, logits)
+            exits = exits.masked_fill(samples, exit)
+        return logits, exits
 
     def pay_rest(self) -> None:
         """For the network's own classifier, and all that follows the last block."""
@@ -290,13 +313,14 @@ def budget(model: nn.Module, x: Tensor, limits: Budget) -> Answer:
     start = perf_counter()
     if isinstance(meters[-1], _Clock):
         meters[-1].start = start
-    call = _Call(backbone, meters, limits.confidence, until)
+    call = _Call(backbone, meters, limits.confidence, until, x)
     with recorded(backbone, call):
         try:
             logits: Any = backbone(x, visit=call.visit)
             call.pay_rest()
         except _Halt:
             logits = call.answer()
+    logits, exits = call.finish(logits)
     ms = (perf_counter() - start) * 1e3
     joules = None if limits.joules is None else meters[1].spent
-    return Answer(logits, call.exit, meters[0].spent, ms, joules)
+    return Answer(logits, call.exit, exits, meters[0].spent, ms, joules)

@@ -122,7 +122,7 @@ def _add_run(verbs: Any) -> None:
     parser.add_argument("--max-joules", type=float, metavar="J", help="of a sample, by an energy model")
     parser.add_argument("--energy", metavar="FILE", help="that model, JSON; default: Horowitz, 45 nm")
     parser.add_argument(
-        "--confidence", type=float, metavar="P", help="halt at the first exit as sure as this"
+        "--confidence", type=float, metavar="P", help="each image halts at the first exit as sure as this"
     )
     parser.set_defaults(run=_run, measures=True)
 

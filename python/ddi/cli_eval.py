@@ -24,7 +24,7 @@ def add_eval(verbs: Any) -> None:
     parser.add_argument("--budget-joules", type=float, metavar="J", help="of a sample, by an energy model")
     parser.add_argument("--energy", metavar="FILE", help="that model, JSON; default: Horowitz, 45 nm")
     parser.add_argument(
-        "--confidence", type=float, metavar="P", help="halt at the first exit as sure as this"
+        "--confidence", type=float, metavar="P", help="each image halts at the first exit as sure as this"
     )
     parser.add_argument("--batch", type=int, default=1, help="images a call under a budget (default 1)")
     parser.add_argument("--sweep", metavar="DIR", help="accuracy at many budgets, frozen, drawn into DIR")

@@ -112,10 +112,10 @@ def _label(row: dict[str, Any]) -> str:
 
 
 def _halting(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row as it is at each of the confidences that it was halted at, one image at a time."""
+    """A row as it is at each of the confidences that it was halted at."""
     dense_macs = row["mac_ratio"] * row["macs"]
     found = row.get("halting") or []
-    return [row | {"ms_b32": None, "mac_ratio": dense_macs / one["macs"]} | one for one in found]
+    return [row | {"mac_ratio": dense_macs / one["macs"]} | one for one in found]
 
 
 def _point(key: _Group, rows: list[dict[str, Any]], dense: dict[tuple[str, int], float]) -> Point:

@@ -23,7 +23,7 @@ class BudgetEvaluation:
     Args:
         correct: bool[S].
         macs: float64[S] multiply-adds of each sample, classifiers included.
-        exits: int64[calls], the classifier that answered.
+        exits: int64[S], the classifier that answered.
         ms: float64[calls], milliseconds of each.
         joules: float64[S] of each sample, where they were limited; else None.
         limits: what a call was allowed.
@@ -46,7 +46,7 @@ class BudgetEvaluation:
         return None if self.limits.ms is None else (self.ms <= self.limits.ms).double().mean().item()
 
     def summary(self) -> dict[str, Any]:
-        """JSON-ready; exits are the shares of the calls that each answered, shallowest first."""
+        """JSON-ready; exits are the shares of the samples that each answered, shallowest first."""
         count = int(self.exits.max()) + 1
         p50, p99 = self.ms.quantile(torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
         return {
@@ -78,7 +78,7 @@ def evaluate_budget(
 
     Args:
         model: of `ddi.create_model`, in eval mode.
-        batch_size: images a call, which all halt together.
+        batch_size: images a call, which all halt together, but for a confidence.
 
     Example:
         >>> data = ddi.data.get_dataset("scene_digits")
@@ -95,7 +95,7 @@ def evaluate_budget(
     return BudgetEvaluation(
         logits.argmax(1) == split.labels,
         torch.cat([answer.macs for answer in answers]),
-        torch.tensor([answer.exit for answer in answers]),
+        torch.cat([answer.exits for answer in answers]),
         torch.tensor([answer.ms for answer in answers], dtype=torch.float64),
         None if limits.joules is None else torch.cat([a.joules for a in answers if a.joules is not None]),
         limits,

@@ -4,6 +4,7 @@ the engine.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ def measure_grid(grid: Grid, only: str = "") -> list[dict[str, Any]]:
     A row gets ms_b1 and ms_b32, the milliseconds per image of its checkpoint, frozen, at batch 1 and 32: the
     median of 9 passes over the first 256 test images of what it was trained on, one thread; and measured_on,
     the processor. The row of a network with branch classifiers also gets halting: for each of some
-    confidences (`engine.Engine`'s) accuracy and mean macs on the test images, one at a time, and ms_b1. All
+    confidences (`engine.Engine`'s) accuracy and mean macs on the test images, and both times. All
     rows of a network take turns pass by pass, those that had times, too, so that their ratios are those of
     one measurement: a machine is faster at one hour than at another. They are written together, and
     `run_grid` may run at the same time.
@@ -90,18 +91,21 @@ class _Frozen:
             self.halting = row.get("halting") or [_halting(plan, name, root, c) for c in wanted]
         self.name = checkpoint.name
         self.ways: dict[int, dict[str, Any]] = {b: {self.name: one} for b, one in networks.items()}
-        for confidence in (one["confidence"] for one in self.halting):
-            self.ways[1][f"{self.name} {confidence}"] = partial(networks[1], confidence=confidence)
+        for batch, confidence in itertools.product(_BATCHES, (one["confidence"] for one in self.halting)):
+            self.ways[batch][f"{self.name} {confidence}"] = partial(networks[batch], confidence=confidence)
 
     def columns(self, ms: dict[tuple[int, str], float]) -> dict[str, Any]:
         """Those of its row. ms: by batch size and name."""
-        halting = [{**one, "ms_b1": ms[1, f"{self.name} {one['confidence']}"]} for one in self.halting]
-        times = {f"ms_b{batch}": ms[batch, self.name] for batch in _BATCHES}
-        return {**times, "halting": halting} if halting else times
+
+        def times(name: str) -> dict[str, float]:
+            return {f"ms_b{batch}": ms[batch, name] for batch in _BATCHES}
+
+        halting = [{**one, **times(f"{self.name} {one['confidence']}")} for one in self.halting]
+        return times(self.name) | ({"halting": halting} if halting else {})
 
 
 def _halting(plan: Path, dataset: str, data_root: str | None, confidence: float) -> dict[str, Any]:
-    """What a plan does on the test images, one at a time, if it halts where it is so certain."""
+    """What a plan does on the test images if it halts where it is so certain."""
     found = run_plan(plan, RunConfig(dataset, data_root, confidence=confidence))
     return {"confidence": confidence, "accuracy": found["accuracy"], "macs": round(found["mean_macs"])}
 

@@ -47,7 +47,7 @@ class RunConfig:
         max_macs: multiply-adds of a sample, never exceeded; None for no limit.
         deadline_ms: milliseconds of a call; None for no limit.
         max_joules: of a sample by `energy`, never exceeded; None for no limit. One limit at most is given.
-        confidence: halt at the first exit where every sample's largest probability is at least this.
+        confidence: each sample halts at the first exit where its largest probability is at least this.
         energy: the model that joules are counted by.
     """
 
@@ -231,7 +231,7 @@ def _call_all(network: engine.Engine, images: _Images, config: RunConfig) -> _Ca
         logits.append(y)
         macs += report.macs
         joules += report.joules or []
-        exits += [report.exit] * len(x)
+        exits += report.exits
         times.append(ms)
     doubles = (torch.tensor(values, dtype=torch.float64) for values in (joules, times))
     return _Calls(torch.cat(logits), torch.tensor(macs), next(doubles), torch.tensor(exits), next(doubles))

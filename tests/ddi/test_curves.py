@@ -214,7 +214,7 @@ def test_missing_matplotlib_names_the_extra(tmp_path, capsys, no_matplotlib):
 
 def test_networks_that_halt_early_have_a_curve_of_their_own():
     def halting(*points):
-        return [dict(confidence=c, accuracy=a, macs=m, ms_b1=ms) for c, a, m, ms in points]
+        return [dict(confidence=c, accuracy=a, macs=m, ms_b1=ms, ms_b32=2 * ms) for c, a, m, ms in points]
 
     half = halting((0.8, 0.90, 12e6, 0.1), (0.9, 0.93, 15e6, 0.15))
     quarter = halting((0.8, 0.85, 5e6, 0.05), (0.9, 0.89, 14e6, 0.06))
@@ -230,7 +230,7 @@ def test_networks_that_halt_early_have_a_curve_of_their_own():
     assert [one[1:] for one in shown[3:]] == [(0.5, 0.9, 1), (0.5, 0.8, 2), (0.25, 0.9, 1), (0.25, 0.8, 1)]
     mean = points[4]
     assert (mean.accuracy, mean.macs, mean.mac_ratio) == pytest.approx((0.89, 10e6, (40 / 12 + 40 / 8) / 2))
-    assert mean.ms_b1 == pytest.approx(0.2) and mean.ms_b32 is None
+    assert mean.ms_b1 == pytest.approx(0.2) and mean.ms_b32 == pytest.approx(0.4)
     line = curve(points, "net", "both, halting")
     assert [p.macs for p in line] == [5e6, 10e6, 15e6, 40e6]  # 0.89 at 14 is no more than at 10
     (needed,) = [one for one in compare(points) if one["target"] == 0.25 and "halting" in one["by"]]

@@ -157,17 +157,22 @@ def test_the_engine_halts_at_the_same_exit(name, tmp_path):
             assert ours.macs.tolist() == report.macs
 
 
-def test_confidence_halts_where_all_samples_are_sure():
-    model, x = gated(), images(4)
+def test_each_sample_has_the_answer_of_the_first_exit_that_is_certain():
+    model, x = gated(), images(6)
     with torch.inference_mode():
-        sure = [logits.softmax(1).amax(1).min().item() for logits in model.forward_exits(x)]
+        logits = torch.stack(model.forward_exits(x))
+    sure = logits.softmax(2).amax(2)
     costs = exit_costs(model, x.shape)
-    for threshold in sorted([*sure[:-1], 0.999999]):
+    for threshold in sorted([*sure[:-1].flatten().tolist(), 0.999999]):
         answer = ddi.budget(model, x, Budget(confidence=threshold))
-        expected = next((i for i, least in enumerate(sure[:-1]) if least >= threshold), len(sure) - 1)
-        assert answer.exit == expected
+        certain = sure >= threshold
+        certain[-1] = True
+        expected = certain.int().argmax(0)
+        assert torch.equal(answer.exits, expected) and answer.exit == expected.max()
+        torch.testing.assert_close(answer.logits, logits[expected, torch.arange(6)])
     # All classifiers on the way are paid for.
     free = ddi.budget(model, x, Budget())
+    assert set(free.exits.tolist()) == {len(model.exits)}
     torch.testing.assert_close(answer.macs, free.macs + sum(costs.heads[:-1]), rtol=0, atol=0.5)
 
 

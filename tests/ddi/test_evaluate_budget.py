@@ -31,7 +31,7 @@ def test_each_call_is_under_the_budget(checkpoint):
     x = data.normalize(data.validation().images)
     with torch.inference_mode():
         right = model.forward_exits(x)[1].argmax(1) == data.validation().labels
-    assert set(found.exits.tolist()) == {1} and len(found.exits) == 4 and found.macs.max() <= limit
+    assert set(found.exits.tolist()) == {1} and len(found.exits) == len(x) and found.macs.max() <= limit
     assert found.accuracy == pytest.approx(right.double().mean().item(), abs=0.011)
     assert found.summary()["exits"] == [0.0, 1.0] and found.within_ms_share is None
 

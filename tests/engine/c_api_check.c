@@ -93,8 +93,8 @@ static int run(int argc, char** argv) {
   fclose(file);
   printf("%s %ld", ddi_network_exit_name(network, report.exit), (long)report.exit);
   for (int64_t i = 0; i < n; ++i) {
-    printf(" %ld %ld %ld %.17g", (long)report.macs[i], (long)report.weight_bytes[i],
-           (long)report.activation_bytes[i], report.joules[i]);
+    printf(" %ld %ld %ld %.17g %ld", (long)report.macs[i], (long)report.weight_bytes[i],
+           (long)report.activation_bytes[i], report.joules[i], (long)report.exits[i]);
   }
   printf("\n");
   free(logits);

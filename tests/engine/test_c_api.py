@@ -65,9 +65,9 @@ def test_computes_what_python_computes(
         logits, report = frozen(images, decisions=decisions, report=True, energy=ENERGY)
         assert np.array_equal(np.fromfile(out, np.float32).reshape(IMAGES, CLASSES), logits)
         assert printed[:2] == [frozen.exits[report.exit], str(report.exit)]
-        columns = (report.macs, report.weight_bytes, report.activation_bytes, report.joules)
+        columns = (report.macs, report.weight_bytes, report.activation_bytes, report.joules, report.exits)
         for i, column in enumerate(columns):
-            assert [float(text) for text in printed[2 + i :: 4]] == column
+            assert [float(text) for text in printed[2 + i :: 5]] == column
 
 
 def test_budgets(c_program: Path, images: np.ndarray, tmp_path: Path) -> None:
@@ -83,12 +83,14 @@ def test_budgets(c_program: Path, images: np.ndarray, tmp_path: Path) -> None:
         logits, report = frozen(images, **limits, energy=ENERGY, report=True)
         assert np.array_equal(np.fromfile(out, np.float32).reshape(IMAGES, CLASSES), logits)
         assert printed.split()[1] == str(report.exit)
+        assert [int(text) for text in printed.split()[6::5]] == report.exits
         return report.exit
 
     for exit, work in enumerate(frozen.exit_worst_work):
         assert check(macs=work[0]) == exit
         assert check(joules=ENERGY[0] * work[0] + ENERGY[1] * work[1] + ENERGY[2] * work[2]) == exit
     assert [check(confidence=value) for value in (0, 1)] == [0, 2]
+    check(confidence=0.36)
 
 
 def test_every_error(c_program: Path) -> None:

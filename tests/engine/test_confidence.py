@@ -1,7 +1,8 @@
-"""Confidence: a call halts where all of its samples are certain, and pays for the exits that were asked."""
+"""Confidence: each sample halts where it is certain and pays for the exits it asked; the others go on."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,30 +38,40 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> engine.Engine:
     return freeze(make_outspoken(*MODELS["plain"]), SIZE, tmp_path_factory.mktemp("plain"))
 
 
-def certainty(logits: Tensor) -> float:
-    """Of the least certain sample."""
-    return logits.double().softmax(1).amax(1).min().item()
+def certainty(logits: Tensor) -> Tensor:
+    return logits.double().softmax(-1).amax(-1)
 
 
-def all_logits(plain: engine.Engine, x: Tensor) -> list[Tensor]:
-    """Of every exit, from the engine itself: without gates a run halts where its budget says."""
+def all_logits(plain: engine.Engine, x: Tensor) -> Tensor:
+    """[exits, N, classes], from the engine itself: without gates a run halts where its budget says."""
     answers = [plain(x, max_macs=macs, report=True) for macs in plain.exit_worst_macs]
     assert [report.exit for _, report in answers] == list(range(len(plain.exits)))
-    return [logits for logits, _ in answers]
+    return torch.stack([logits for logits, _ in answers])
+
+
+def first_certain(logits: Tensor, threshold: float) -> list[int]:
+    """Of each sample, from the logits of all exits, the last of which always answers."""
+    certain = certainty(logits) >= threshold
+    certain[-1] = True
+    return certain.int().argmax(0).tolist()
+
+
+def chosen(logits: Tensor, exits: list[int]) -> Tensor:
+    return logits[exits, torch.arange(len(exits))]
 
 
 def test_halts_exactly_where_the_softmax_says(plain: engine.Engine) -> None:
     halted = set()
     for i in range(60):
-        x = random_images(1 + i % 3, SIZE)
+        x = random_images(1, SIZE)
         logits = all_logits(plain, x)
-        sure = [certainty(answer) for answer in logits]
+        sure = certainty(logits)[:, 0].tolist()
         # At what an exit gives itself as well: double precision leaves a few of the last digits open.
         for threshold in (0.4 + 0.01 * i, sure[i % len(sure)] - 1e-12, sure[i % len(sure)] + 1e-12):
             threshold = min(threshold, 1.0)
-            expected = next((at for at, s in enumerate(sure) if s >= threshold), len(sure) - 1)
             got, report = plain(x, confidence=threshold, report=True)
-            assert report.exit == expected and torch.equal(got, logits[expected])
+            assert report.exits == [report.exit] == first_certain(logits, threshold)
+            assert torch.equal(got, logits[report.exit])
             halted.add(report.exit)
     assert len(halted) > 3
 
@@ -70,21 +81,51 @@ def test_answers_are_the_models(case: tuple[Any, engine.Engine]) -> None:
     model, frozen = case
     halted = set()
     for i in range(6):
-        x = random_images(1 + i % 3, SIZE)
+        x = random_images(3 + i % 3, SIZE)
         threshold = 0.3 + 0.12 * i
         logits, report = frozen(x, confidence=threshold, report=True)
-        bits = report.decisions  # of gates that were not reached none matters
         if frozen.decision_bytes == 0:
-            expected = model.forward_exits(x)
+            expected = torch.stack(model.forward_exits(x))
         else:
-            with forced(model, bits):
-                expected = model.forward_exits(x)
-        torch.testing.assert_close(logits, expected[report.exit], atol=2e-4, rtol=2e-4)
-        unsure = [certainty(answer) for answer in expected[: report.exit]]
-        assert max(unsure, default=0.0) < threshold + 1e-4
-        assert report.exit == len(expected) - 1 or certainty(logits) >= threshold - 1e-4
-        halted.add(report.exit)
+            with forced(model, report.decisions):  # of gates that were not reached none matters
+                expected = torch.stack(model.forward_exits(x))
+        torch.testing.assert_close(logits, chosen(expected, report.exits), atol=2e-4, rtol=2e-4)
+        assert report.exits == first_certain(expected, threshold) and report.exit == max(report.exits)
+        halted |= set(report.exits)
+        if frozen.decision_bytes == 0 or i % 2:
+            ours = ddi.budget(model, x, ddi.Budget(confidence=threshold))
+            assert ours.exits.tolist() == report.exits
+            torch.testing.assert_close(ours.logits, logits, atol=2e-4, rtol=2e-4)
     assert len(halted) > 1
+
+
+@pytest.mark.parametrize("way", ["own", "forced", "strided", "bf16", "threads"])
+def test_a_batch_does_what_its_images_do_alone(
+    case: tuple[Any, engine.Engine], way: str, tmp_path: Path
+) -> None:
+    model, frozen = case
+    if way == "bf16":
+        frozen = freeze(model, SIZE, tmp_path, dtype=torch.bfloat16)
+    many = freeze(model, SIZE, tmp_path, threads=3, max_batch=20) if way == "threads" else frozen
+    size, mixed = (20 if way == "threads" else 5), 0
+    for i in range(6):
+        x = random_images(size, SIZE)
+        bits = torch.rand(size, frozen.decision_bytes) < 0.6 if way == "forced" else None
+        if way == "strided":
+            x = random_images(2 * size, SIZE).to(memory_format=torch.channels_last)[::2]
+        options: dict[str, Any] = {"confidence": 0.5 + 0.08 * i, "report": True, "energy": (1.0, 2.0, 3.0)}
+        logits, report = many(x, decisions=bits, **options)
+        mixed += len(set(report.exits)) > 1
+        for n in range(size):
+            own = None if bits is None else bits[n : n + 1]
+            expected, alone = frozen(x[n : n + 1], decisions=own, **options)
+            tolerance = 5e-2 if way == "bf16" else 2e-4
+            torch.testing.assert_close(logits[n : n + 1], expected, atol=tolerance, rtol=tolerance)
+            assert report.exits[n] == alone.exit
+            assert torch.equal(report.decisions[n : n + 1], alone.decisions)
+            for name in ("macs", "weight_bytes", "activation_bytes", "joules"):
+                assert getattr(report, name)[n] == getattr(alone, name)[0]
+    assert mixed > 0
 
 
 def test_asking_exits_changes_nothing_behind_them(case: tuple[Any, engine.Engine]) -> None:
@@ -93,29 +134,15 @@ def test_asking_exits_changes_nothing_behind_them(case: tuple[Any, engine.Engine
     x[0] = 0.01 * torch.randn(3, SIZE, SIZE)  # of which no exit is certain
     logits, report = frozen(x, confidence=1.0, report=True)
     expected, unasked = frozen(x, report=True)
-    assert report.exit == len(frozen.exits) - 1
+    assert report.exits == [len(frozen.exits) - 1] * 3
     assert torch.equal(logits, expected) and torch.equal(report.decisions, unasked.decisions)
     assert all(more > less for more, less in zip(report.macs, unasked.macs, strict=True))
-
-
-def test_one_that_is_not_certain_takes_its_batch_along(plain: engine.Engine) -> None:
-    x = random_images(40, SIZE)
-    alone = [plain(image, confidence=0.8, report=True)[1].exit for image in x.split(1)]
-    assert len(set(alone)) > 1
-    for first in range(0, 40, 5):
-        _, report = plain(x[first : first + 5], confidence=0.8, report=True)
-        sure = [
-            [certainty(a) >= 0.8 for a in all_logits(plain, image)] for image in x[first : first + 5].split(1)
-        ]
-        together = [all(column) for column in zip(*sure, strict=True)]
-        assert report.exit == next((at for at, s in enumerate(together) if s), len(together) - 1)
-        assert report.exit >= max(alone[first : first + 5])
 
 
 def test_any_exit_is_certain_enough_of_nothing_asked(case: tuple[Any, engine.Engine]) -> None:
     _, frozen = case
     logits, report = frozen(torch.randn(2, 3, SIZE, SIZE), confidence=0, report=True)
-    assert report.exit == 0 and logits.isfinite().all()
+    assert report.exit == 0 and report.exits == [0, 0] and logits.isfinite().all()
     # The same work as with a budget that ends there, so nothing is paid twice.
     assert max(report.macs) <= frozen.exit_worst_macs[0]
 
@@ -124,7 +151,7 @@ def test_nan_is_never_certain(plain: engine.Engine) -> None:
     x = torch.randn(2, 3, SIZE, SIZE)
     x[1, 0, 0, 0] = float("nan")
     _, report = plain(x, confidence=0.0, report=True)
-    assert report.exit == len(plain.exits) - 1
+    assert report.exits == [0, len(plain.exits) - 1] and report.exit == len(plain.exits) - 1
 
 
 @torch.no_grad()
@@ -150,8 +177,8 @@ def test_budgets_hold_whatever_is_asked(case: tuple[Any, engine.Engine]) -> None
         halted.add(report.exit)
         if i % 20 == 7 and frozen.decision_bytes > 0:
             with forced(model, report.decisions):
-                expected = model.forward_exits(x)[report.exit]
-            torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
+                expected = torch.stack(model.forward_exits(x))
+            torch.testing.assert_close(logits, chosen(expected, report.exits), atol=2e-4, rtol=2e-4)
     assert len(halted) > 2
 
 
