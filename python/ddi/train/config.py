@@ -68,7 +68,7 @@ class TrainConfig:
     gates_epochs: int = 1
     joint_epochs: int = 12
     backbone_lr: float = 0.2
-    joint_lr: float = 0.1
+    joint_lr: float = 0.2
     gate_lr: float = 0.004
     weight_decay: float = 1e-4
     budget_weight: float = 1.5
