@@ -96,6 +96,7 @@ def test_without_a_table_of_this_device_nothing_is_trained_for_time(tmp_path, mo
 # Gates that settle.
 
 SETTLING = TINY | {"mac_target": 0.9, "anneal": 0.1, "settle": 0.5, "gate_lr": 0.05, "joint_epochs": 3}
+SETTLING |= {"joint_lr": 0.1}
 
 
 def gates_of(trainer):
@@ -124,7 +125,10 @@ def test_gates_learn_until_they_have_settled(tmp_path, monkeypatch):
     last = max(done for done, moves in moved if moves)
     assert 0.5 <= last < 1 - 3 / len(steps) and not any(moves for done, moves in moved if done > last)
     assert not torch.equal(steps[-1][1], steps[-2][1])  # the network learns on
-    assert [line["lr_gates"] > 0 for line in read_history(tmp_path)[1:]] == [True, True, False, False]
+    # The history has the rate of each epoch's last step; when they settle is up to rounding.
+    ends = [done for (_, _, done) in steps][len(steps) // 3 - 1 :: len(steps) // 3]
+    rates = [line["lr_gates"] for line in read_history(tmp_path)[2:]]
+    assert [rate > 0 for rate in rates] == [done <= last for done in ends] and rates[-1] == 0
 
 
 def test_gates_do_not_settle_while_the_target_falls(tmp_path, monkeypatch):
