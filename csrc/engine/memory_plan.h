@@ -29,7 +29,7 @@ struct MemoryPlan {
   std::vector<Life> lives;
   std::vector<int64_t> sample_bytes;
   std::vector<int64_t> offset;  // in bytes; -1: it needs no memory
-  int64_t bytes;                // of all together
+  int64_t bytes = 0;            // of all together
 };
 
 // For runs of up to n samples.

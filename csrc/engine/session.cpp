@@ -73,20 +73,18 @@ Session::Session(std::shared_ptr<const Network> network, int64_t max_batch, int6
   if (threads < 1 || threads > kMaxThreads) {
     refuse("threads is " + number(threads) + "; expected 1 to " + number(kMaxThreads));
   }
-  const MemoryPlan plan = plan_memory(*network_, max_batch);
+  plan_ = plan_memory(*network_, max_batch);
   const int64_t workspace = most_workspace(), decisions = max_batch * network_->decision_bytes();
-  memory_bytes_ = plan.bytes + workspace + 2 * decisions;
+  memory_bytes_ = plan_.bytes + workspace + 2 * decisions;
   const int64_t image = network_->input().numel() * static_cast<int64_t>(sizeof(float));
   if (memory_bytes_ > machine_memory() - image) {
     refuse("a session for " + number(max_batch) + " images would take " +
            number(memory_bytes_ >> 20) + " MiB, more than this machine has");
   }
-  memory_ = zeroed_pages(plan.bytes);
-  for (const int64_t offset : plan.offset) {
+  memory_ = zeroed_pages(plan_.bytes);
+  for (const int64_t offset : plan_.offset) {
     buffers_.push_back(offset < 0 ? nullptr : memory_.get() + offset);
   }
-  lives_ = plan.lives;
-  sample_bytes_ = plan.sample_bytes;
   workspace_ = zeroed_pages(workspace);
   const size_t steps = network_->trunk().size();
   for (Works* works : {&work_, &work_then_}) works->resize(static_cast<size_t>(max_batch));
@@ -212,8 +210,8 @@ void Session::halt_certain(Frame& f, int64_t position, const float* logits, doub
 // Into a place whose own sample has halted: all of it that is read from this position on.
 void Session::move_sample(int64_t from, int64_t to, int64_t position) {
   for (size_t b = 0; b < buffers_.size(); ++b) {
-    if (buffers_[b] == nullptr || !lives_[b].spans(position)) continue;
-    const int64_t bytes = sample_bytes_[b];
+    if (buffers_[b] == nullptr || !plan_.lives[b].spans(position)) continue;
+    const int64_t bytes = plan_.sample_bytes[b];
     std::memcpy(buffers_[b] + to * bytes, buffers_[b] + from * bytes, static_cast<size_t>(bytes));
   }
   std::swap(work_[static_cast<size_t>(from)], work_[static_cast<size_t>(to)]);

@@ -104,8 +104,7 @@ class Session {
   Pages memory_, workspace_;
   int64_t memory_bytes_ = 0;
   std::vector<char*> buffers_;
-  std::vector<Life> lives_;            // of the buffers
-  std::vector<int64_t> sample_bytes_;  // of the buffers
+  MemoryPlan plan_;  // of the buffers
   std::unique_ptr<ThreadPool> pool_;
   Parallel parallel_{nullptr};
 
