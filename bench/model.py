@@ -4,8 +4,7 @@ Dense opponents are onnxruntime, OpenVINO and torch.compile with frozen weights.
 and the gated one with layers and channels closed alike or channels alone, at one ratio of multiply-adds, its
 bits drawn anew for each of 256 samples; gate networks run in full. Trained networks, such as the shipped
 ResNet-38, take their own decisions on real images instead, and halt at a branch classifier that is certain
-where `--confidence` says so. Single calls are timed at batch 1, for latency's
-percentiles.
+where `--confidence` says so. Single calls are timed at batch 1, for latency's percentiles.
 """
 
 from __future__ import annotations
@@ -199,6 +198,11 @@ def measure(
     case: Case, target: float, compiled: bool, confidence: float | None = None
 ) -> list[dict[str, Any]]:
     """A row for the dense network, and one for each way of gating; confidence: of a trained network."""
+    if confidence is not None and not case.gated.exits:
+        raise ValueError(
+            f"bench model: --confidence is {confidence}, but {case.network.name} has no branch classifiers "
+            "to halt at; leave it out, or train some: ddi train --exits default"
+        )
     dense, missing = dense_providers(case, compiled)
     with tempfile.TemporaryDirectory() as folder:
         plain = case.freeze(case.plain, Path(folder) / "plain.ddi")
@@ -207,11 +211,6 @@ def measure(
     if case.network.trained is not None:
         ours["trained decisions"] = own_calls(case, gated)
         if confidence is not None:
-            if len(gated.exits) == 1:
-                raise ValueError(
-                    f"bench model: --confidence is {confidence}, but {case.network.name} has no branch "
-                    "classifiers to halt at; leave it out, or train some: ddi train --exits default"
-                )
             ours[f"trained decisions, confidence {confidence:g}"] = own_calls(case, gated, confidence)
     else:
         ours["layers and channels"] = gated_calls(case, gated, target, True)
