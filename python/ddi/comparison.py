@@ -102,8 +102,11 @@ def points_of(rows: Sequence[dict[str, Any]]) -> list[Point]:
             key = (row["network"], f"{label}{HALTING}", row["target"], halting["confidence"])
             groups.setdefault(key, []).append(halting)
     found = [_point(key, group, dense) for key, group in groups.items()]
-    found.sort(key=lambda p: (-p.target, -(p.confidence or 0)))
-    return sorted(found, key=lambda p: (networks.index(p.network), LABELS.index(p.gating)))
+
+    def place(p: Point) -> tuple[float, ...]:
+        return networks.index(p.network), LABELS.index(p.gating), -p.target, -(p.confidence or 0)
+
+    return sorted(found, key=place)
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -182,7 +185,7 @@ def compare(points: Sequence[Point]) -> list[dict[str, Any]]:
         more accurate than that even at its cheapest).
     """
     found = []
-    for point in (p for p in points if _compared(p)):
+    for point in filter(_compared, points):
         others = [name for name in gatings(points, point.network) if name not in (point.gating, "dense")]
         for other in others:
             line = curve(points, point.network, other)
@@ -250,7 +253,7 @@ def _needed(points: Sequence[Point], needed: Sequence[dict[str, Any]]) -> list[s
     columns = list(dict.fromkeys(one["by"] for one in needed))
     found = {(one["gating"], one["target"], one["by"]): one for one in needed}
     cells = [("MMACs needed for the accuracy of", "MMACs", *columns)]
-    for p in (p for p in points if _compared(p)):
+    for p in filter(_compared, points):
         name = f"{p.gating} {p.target:g}, {100 * p.accuracy:.2f} %"
         others = [_cell(found.get((p.gating, p.target, by))) for by in columns]
         cells.append((name, f"{p.macs / 1e6:.2f}", *others))

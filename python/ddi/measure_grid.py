@@ -76,6 +76,7 @@ class _Frozen:
     """A row's checkpoint in the engine.
 
     Attributes:
+        data: what it was trained on.
         ways: by batch size what to call, by name.
         halting: the row's, without times if it had none.
     """
@@ -83,9 +84,10 @@ class _Frozen:
     def __init__(self, row: dict[str, Any], checkpoint: Path) -> None:
         model, meta = load_model(checkpoint)
         name, root = meta["dataset"], meta["train"]["data_root"]
+        self.data = get_dataset(name, root)
         with tempfile.TemporaryDirectory() as folder:
             plan = Path(folder) / "network.ddi"
-            freeze(model, torch.zeros(1, *get_dataset(name, root).image_shape), plan)
+            freeze(model, torch.zeros(1, *self.data.image_shape), plan)
             networks = {batch: engine.load(plan, max_batch=batch) for batch in _BATCHES}
             wanted = CONFIDENCES if len(networks[1].exits) > 1 else ()
             self.halting = row.get("halting") or [_halting(plan, name, root, c) for c in wanted]
@@ -113,8 +115,7 @@ def _halting(plan: Path, dataset: str, data_root: str | None, confidence: float)
 def _times(rows: list[dict[str, Any]], checkpoints: Path) -> dict[Key, dict[str, Any]]:
     """The columns that the rows of one network get."""
     networks = {row_key(row): _Frozen(row, checkpoints / row["checkpoint"]) for row in rows}
-    _, meta = load_model(checkpoints / rows[0]["checkpoint"])
-    data = get_dataset(meta["dataset"], meta["train"]["data_root"])
+    data = next(iter(networks.values())).data
     pool = data.normalize(data.test().images[:_IMAGES])
     ms: dict[tuple[int, str], float] = {}
     with measuring():

@@ -150,8 +150,12 @@ def plot_sweep(rows: Sequence[dict[str, Any]]) -> Figure:
         "mean_ms": ("mean ms per call", 1.0),
         "mean_joules": ("mean mJ per image, by the energy model", 1e3),
     }
-    names = {"macs": "limits on MACs", "joules": "limits on joules", "ms": "deadlines"}
-    names |= {"confidence": "halting where certain"}
+    names = {
+        "macs": "limits on MACs",
+        "joules": "limits on joules",
+        "ms": "deadlines",
+        "confidence": "halting where certain",
+    }
     for axes, (column, (title, factor)) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         for resource, colour in zip(names, (*_EASY_TO_HARD, "#009e73"), strict=True):
             found = [row for row in rows if row["resource"] == resource]

@@ -212,10 +212,6 @@ def fake_measure(calls, meanwhile=lambda: None):
     return measure
 
 
-def halting_ways(checkpoint):
-    return [] if checkpoint is None else [f"{checkpoint} {c}" for c in measuring_module.CONFIDENCES]
-
-
 @pytest.mark.parametrize("only", ["_0.", ""])
 def test_all_rows_of_a_network_are_measured_in_turns_once_one_lacks_times(unmeasured, monkeypatch, only):
     calls = []
@@ -228,7 +224,9 @@ def test_all_rows_of_a_network_are_measured_in_turns_once_one_lacks_times(unmeas
     assert rows == read_rows(unmeasured.rows)
     names = [row["checkpoint"] for row in before if only in row["checkpoint"]]
     with_exits = [row["checkpoint"] for row in before if row["exit_accuracy"]]
-    ways = [way for name in names for way in (name, *halting_ways(name if name in with_exits else None))]
+    ways = []
+    for name in names:
+        ways += [name, *(f"{name} {c}" for c in (0.5, 0.9) if name in with_exits)]
     assert len(names) >= 2 and calls == [(1, ways), (32, ways)]
     for row, old in zip(rows, before, strict=True):
         if row["checkpoint"] in names:
