@@ -8,7 +8,7 @@ nothing but pointers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from ddi_kernels.active_channels import expand_groups, group_count
-from ddi_kernels.backends import no_native_dtype, use_native
+from ddi_kernels.backends import choose, no_native_dtype
 from ddi_kernels.checks import (
     argument_error,
     check_at_least,
@@ -198,9 +198,15 @@ def dispatch(
     reference: Callable[..., Any],
     check_args: Callable[..., Any],
     args: tuple[Any, ...],
-    unsupported: str | None,
+    no_native: str | None,
+    overload_triton: OpOverload | None = None,
+    no_triton: Callable[..., str | None] | None = None,
 ) -> Any:
     """Calls the implementation that the backend in force, and a gradient if one is needed, ask for."""
-    if needs_gradient(args) or not use_native(op, unsupported):
+    if needs_gradient(args):
         return reference(*args)
-    return call_kernel(overload, check_args, args)
+    choice = choose(op, no_native, no_triton, args, args[0].is_cuda)
+    if choice == "reference":
+        return reference(*args)
+    chosen = overload if choice == "native" else overload_triton
+    return call_kernel(cast(OpOverload, chosen), check_args, args)

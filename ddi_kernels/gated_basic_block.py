@@ -31,7 +31,8 @@ from ddi_kernels.block_parts import (
 )
 from ddi_kernels.checks import check_at_least, check_tensor
 from ddi_kernels.prepack_conv2d import DTYPES
-from ddi_kernels.registry import Op, autocast_enabled, register
+from ddi_kernels.registry import Op, autocast_enabled, register, register_triton
+from ddi_kernels.triton.tiles import gated_basic_block_unsupported
 
 _NAME = "gated_basic_block"
 _SCHEMA = (
@@ -119,7 +120,13 @@ def gated_basic_block(
 
 
 def _run(*args: Any) -> tuple[Tensor, Tensor]:
-    return dispatch(_NAME, _OP, reference, check_args, args, unsupported_image(args[0], DTYPES))
+    no_native = unsupported_image(args[0], DTYPES)
+    return dispatch(_NAME, _OP, reference, check_args, args, no_native, _OP_TRITON, _no_triton)
+
+
+def _no_triton(*args: Any) -> str | None:
+    check_args(*args)
+    return gated_basic_block_unsupported(*args)
 
 
 def _run_autocast(*args: Any) -> tuple[Tensor, Tensor]:
@@ -128,7 +135,8 @@ def _run_autocast(*args: Any) -> tuple[Tensor, Tensor]:
     return _run(*others, None if x_pooled is None else x_pooled.to(pooled_dtype(args[0])))
 
 
-def _residual(*args: Any) -> Residual:
+def residual_of(*args: Any) -> Residual:
+    """The parts of a call around its residual branch."""
     return Residual(args[0], *args[7:12], *args[15:18])
 
 
@@ -140,7 +148,7 @@ def check_args(*args: Any) -> tuple[int, int, int, int]:
     co = check_conv(_NAME, "{}2", x, channels, 3, *args[4:7])
     check_at_least(_NAME, "group_size", group_size, 1)
     check_gate(_NAME, x, "mask", mask, mask_scale, channels, group_size)
-    return check_residual(_NAME, _residual(*args), co)
+    return check_residual(_NAME, residual_of(*args), co)
 
 
 def reference(*args: Any) -> tuple[Tensor, Tensor]:
@@ -151,7 +159,7 @@ def reference(*args: Any) -> tuple[Tensor, Tensor]:
     check_args(*args)
     x, weight1, bias1, _, weight2, bias2, _ = args[:7]
     h = interior(F.conv2d(x, weight1, bias1, args[15], padding=1), *args[12:15])
-    return join(_residual(*args), F.conv2d(h, weight2, bias2, padding=1))
+    return join(residual_of(*args), F.conv2d(h, weight2, bias2, padding=1))
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
@@ -163,16 +171,16 @@ def _flops(*args: Any, out_val: tuple[Tensor, Tensor]) -> int:
     (x, weight1), mask, group_size, y = args[:2], args[12], args[14], out_val[0]
     n, co, h, w = y.shape
     opened = open_counts(mask, n, weight1.shape[0], group_size)
-    return residual_flops(_residual(*args), opened * (x.shape[1] + co) * 9 * h * w, y)
+    return residual_flops(residual_of(*args), opened * (x.shape[1] + co) * 9 * h * w, y)
 
 
-_OP = register(
-    Op(
-        name=_NAME,
-        schema=_SCHEMA,
-        reference=reference,
-        fake=_fake,
-        autocast=_run_autocast,
-        flops=_flops,
-    )
+_SPEC = Op(
+    name=_NAME,
+    schema=_SCHEMA,
+    reference=reference,
+    fake=_fake,
+    autocast=_run_autocast,
+    flops=_flops,
 )
+_OP = register(_SPEC)
+_OP_TRITON = register_triton(_SPEC)

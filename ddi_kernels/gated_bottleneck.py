@@ -31,7 +31,8 @@ from ddi_kernels.block_parts import (
 )
 from ddi_kernels.checks import check_at_least, check_tensor
 from ddi_kernels.prepack_conv2d import DTYPES
-from ddi_kernels.registry import Op, autocast_enabled, register
+from ddi_kernels.registry import Op, autocast_enabled, register, register_triton
+from ddi_kernels.triton.tiles import gated_bottleneck_unsupported
 
 _NAME = "gated_bottleneck"
 _SCHEMA = (
@@ -130,7 +131,13 @@ def gated_bottleneck(
 
 
 def _run(*args: Any) -> tuple[Tensor, Tensor]:
-    return dispatch(_NAME, _OP, reference, check_args, args, unsupported_image(args[0], DTYPES))
+    no_native = unsupported_image(args[0], DTYPES)
+    return dispatch(_NAME, _OP, reference, check_args, args, no_native, _OP_TRITON, _no_triton)
+
+
+def _no_triton(*args: Any) -> str | None:
+    check_args(*args)
+    return gated_bottleneck_unsupported(*args)
 
 
 def _run_autocast(*args: Any) -> tuple[Tensor, Tensor]:
@@ -139,7 +146,8 @@ def _run_autocast(*args: Any) -> tuple[Tensor, Tensor]:
     return _run(*others, None if x_pooled is None else x_pooled.to(pooled_dtype(args[0])))
 
 
-def _residual(*args: Any) -> Residual:
+def residual_of(*args: Any) -> Residual:
+    """The parts of a call around its residual branch."""
     return Residual(args[0], *args[10:15], *args[21:24])
 
 
@@ -153,7 +161,7 @@ def check_args(*args: Any) -> tuple[int, int, int, int]:
     for name, channels, (mask, scale, group_size) in (("1", c1, args[15:18]), ("2", c2, args[18:21])):
         check_at_least(_NAME, f"group_size{name}", group_size, 1)
         check_gate(_NAME, x, f"mask{name}", mask, scale, channels, group_size)
-    return check_residual(_NAME, _residual(*args), co)
+    return check_residual(_NAME, residual_of(*args), co)
 
 
 def reference(*args: Any) -> tuple[Tensor, Tensor]:
@@ -165,7 +173,7 @@ def reference(*args: Any) -> tuple[Tensor, Tensor]:
     x, weight1, bias1, _, weight2, bias2, _, weight3, bias3, _ = args[:10]
     h = interior(F.conv2d(x, weight1, bias1), *args[15:18])
     h = interior(F.conv2d(h, weight2, bias2, args[21], padding=1), *args[18:21])
-    return join(_residual(*args), F.conv2d(h, weight3, bias3))
+    return join(residual_of(*args), F.conv2d(h, weight3, bias3))
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
@@ -179,16 +187,16 @@ def _flops(*args: Any, out_val: tuple[Tensor, Tensor]) -> int:
     open1 = open_counts(args[15], n, weight1.shape[0], args[17])
     open2 = open_counts(args[18], n, weight2.shape[0], args[20])
     macs = open1 * x.shape[1:].numel() + open2 * (open1 * 9 + co) * h * w
-    return residual_flops(_residual(*args), macs, y)
+    return residual_flops(residual_of(*args), macs, y)
 
 
-_OP = register(
-    Op(
-        name=_NAME,
-        schema=_SCHEMA,
-        reference=reference,
-        fake=_fake,
-        autocast=_run_autocast,
-        flops=_flops,
-    )
+_SPEC = Op(
+    name=_NAME,
+    schema=_SCHEMA,
+    reference=reference,
+    fake=_fake,
+    autocast=_run_autocast,
+    flops=_flops,
 )
+_OP = register(_SPEC)
+_OP_TRITON = register_triton(_SPEC)

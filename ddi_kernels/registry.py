@@ -115,7 +115,9 @@ def _autocast(run: Callable[..., Any], device_type: str, packed: set[int]) -> Ca
 def autocast_enabled(x: Tensor) -> bool:
     """Whether an operator must be called through torch's dispatcher to have its arguments cast."""
     # The text of a device costs more than most checks of a call.
-    return torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
+    if x.is_cpu:
+        return torch.is_autocast_enabled("cpu")
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def call_kernel(overload: OpOverload, check_args: Callable[..., Any], args: tuple[Any, ...]) -> Any:

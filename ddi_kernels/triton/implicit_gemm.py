@@ -4,6 +4,8 @@ A tile is BM output pixels by BN output channels; a step multiplies BK input cha
 the filter. x is [N, H, W, CI] and the weight [CO, KH, KW, CI] in memory (what torch calls
 channels_last), so that both operands are read along their contiguous channels in whole 16-byte
 vectors. Gated, the loop walks the sample's list of open chunks: closed channels are never read.
+Where x is *compact*, as between the convolutions of a block, its open chunks lie side by side in the
+order of the list, and only the weight is read where the list says.
 """
 
 from __future__ import annotations
@@ -39,10 +41,10 @@ def accumulate(
     x_ptrs, rows_ok, h0, w0,  # [BM]: the row's sample, whether the row exists, where its window starts
     w_ptr, cols, cols_ok,  # [BN]: output channels of the tile
     list_ptr, chunks,  # the chunks of input channels to walk, and how many
-    H, W, CI,
+    H, W, CI, X_WIDTH,  # X_WIDTH: channels that x has room for, CI unless it is compact
     KH: tl.constexpr, KW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    EXACT: tl.constexpr, UP: tl.constexpr,
+    COMPACT: tl.constexpr, EXACT: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
     """float32[BM, BN]: the convolution's sums over the listed chunks, or over the first `chunks`."""
     TAPS: tl.constexpr = KH * KW
@@ -59,13 +61,16 @@ def accumulate(
             chunk = step // TAPS
         tap = step % TAPS
         c = chunk * BK + k
+        at = c
+        if COMPACT:
+            at = step // TAPS * BK + k
         h = h0 + tap // KW * DH
         w = w0 + tap % KW * DW
         # Negative numbers are large ones without a sign.
         inside = (h.to(tl.uint32) < H) & (w.to(tl.uint32) < W)
         real = c < CI
         a = tl.load(
-            x_ptrs[:, None] + ((h * W + w) * CI)[:, None] + c[None, :],
+            x_ptrs[:, None] + ((h * W + w) * X_WIDTH)[:, None] + at[None, :],
             mask=inside[:, None] & real[None, :],
             other=0.0,
         )

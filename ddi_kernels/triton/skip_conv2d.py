@@ -3,12 +3,14 @@
 x and out are [N, H, W, C] in memory (channels_last). A first kernel lists the kept samples on the
 device; the rows of the GEMM are their pixels, packed without gaps, since all samples share the
 weights. The grid is that of a full batch, and blocks past the last kept pixel exit at once: a
-skipped sample moves no byte, and calls can be captured in a CUDA graph.
+skipped sample moves no byte, and calls can be captured in a CUDA graph. Inside a block
+(triton/gated_block.py) the output is a tensor of its own, into which blocks past the kept pixels copy
+those of the skipped samples.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -16,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ddi_kernels.skip_conv2d import check_args
+from ddi_kernels.triton.gated_conv2d import Filter
 from ddi_kernels.triton.implicit_gemm import (
     INTERPRET,
     accumulate,
@@ -23,57 +26,82 @@ from ddi_kernels.triton.implicit_gemm import (
     gpu_of,
     relu,
 )
-from ddi_kernels.triton.tiles import is_exact, largest_chunk, pick_tile, skip_conv2d_unsupported
+from ddi_kernels.triton.tiles import Tile, is_exact, largest_chunk, pick_tile, skip_conv2d_unsupported
 
 
 @triton.jit
 def _skip_conv2d_plan_kernel(keep_ptr, list_ptr, count_ptr, N, BLOCK: tl.constexpr):
-    """One block: list = the kept samples ascending, count = how many."""
+    """One block: list = the kept samples ascending, behind them the skipped ones; count = the kept."""
     count = 0
     for start in range(0, N, BLOCK):
         n = start + tl.arange(0, BLOCK)
-        kept = (tl.load(keep_ptr + n, mask=n < N, other=0) != 0).to(tl.int32)
-        tl.store(list_ptr + count + tl.cumsum(kept, 0) - kept, n, mask=kept != 0)
+        real = n < N
+        kept = (tl.load(keep_ptr + n, mask=real, other=0) != 0).to(tl.int32)
+        before = count + tl.cumsum(kept, 0) - kept
+        # Skipped ones from the end, in one pass: the number of kept ones is not known yet.
+        tl.store(list_ptr + tl.where(kept != 0, before, N - 1 - (n - before)), n, mask=real)
         count += tl.sum(kept, 0)
     tl.store(count_ptr, count)
 
 
 @triton.jit
 def _skip_conv2d_fwd_kernel(
-    x_ptr, w_ptr, bias_ptr, scale_ptr, out_ptr, list_ptr, count_ptr,
-    H, W, OH, OW, CI, CO, col_tiles,
+    x_ptr, w_ptr, bias_ptr, scale_ptr, residual_ptr, y_ptr, list_ptr, count_ptr, sums_ptr,
+    N, H, W, OH, OW, CI, CO, col_tiles, segments,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    ACCUMULATE: tl.constexpr, RELU: tl.constexpr, EXACT: tl.constexpr, UP: tl.constexpr,
+    COPY: tl.constexpr, RELU: tl.constexpr, EXACT: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
-    """Grid ceil(N * OH * OW / BM) * col_tiles, the column tiles of the same rows side by side."""
+    """Grid ceil(N * OH * OW / BM) * col_tiles, the column tiles of the same rows side by side.
+
+    With COPY a skipped sample is its residual. sums[row tiles, segments, CO] are the sums of y over the
+    rows of a tile that belong to one sample: segment s is the s-th sample that the tile meets.
+    """
+    P = OH * OW
     pid = tl.program_id(0)
     start = pid // col_tiles * BM
-    rows = tl.load(count_ptr) * (OH * OW)
-    if start >= rows:
-        return
+    rows = tl.load(count_ptr) * P
+    last = rows
+    if COPY:
+        last = N * P
+    else:
+        if start >= rows:
+            return
     row = start + tl.arange(0, BM)
-    rows_ok = row < rows
-    n = tl.load(list_ptr + row // (OH * OW), mask=rows_ok, other=0).to(tl.int64)
-    p = row % (OH * OW)
+    rows_ok = row < last
+    kept = row < rows
+    n = tl.load(list_ptr + row // P, mask=rows_ok, other=0).to(tl.int64)
+    p = row % P
     cols = pid % col_tiles * BN + tl.arange(0, BN)
     cols_ok = cols < CO
     acc = accumulate(
-        x_ptr + n * H * W * CI, rows_ok, p // OW * SH - PH, p % OW * SW - PW, w_ptr, cols, cols_ok,
-        None, tl.cdiv(CI, BK), H, W, CI, KH, KW, DH, DW, BM, BN, BK, EXACT, UP,
+        x_ptr + n * H * W * CI, kept, p // OW * SH - PH, p % OW * SW - PW, w_ptr, cols, cols_ok,
+        None, tl.where(start < rows, tl.cdiv(CI, BK), 0), H, W, CI, CI,
+        KH, KW, DH, DW, BM, BN, BK, False, EXACT, UP,
     )  # fmt: skip
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + cols, mask=cols_ok, other=0.0).to(tl.float32)[None, :]
     if scale_ptr is not None:
-        acc = acc * tl.load(scale_ptr + n, mask=rows_ok, other=0.0).to(tl.float32)[:, None]
-    out_ptrs = out_ptr + (n * OH * OW + p)[:, None] * CO + cols[None, :]
+        acc = acc * tl.load(scale_ptr + n, mask=kept, other=0.0).to(tl.float32)[:, None]
+    offsets = (n * P + p)[:, None] * CO + cols[None, :]
     ok = rows_ok[:, None] & cols_ok[None, :]
-    if ACCUMULATE:
-        acc += tl.load(out_ptrs, mask=ok, other=0.0).to(tl.float32)
+    if residual_ptr is not None:
+        residual = tl.load(residual_ptr + offsets, mask=ok, other=0.0)
+        acc += residual.to(tl.float32)
     if RELU:
         acc = relu(acc)
-    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=ok)
+    y = acc.to(y_ptr.dtype.element_ty)
+    if COPY:
+        y = tl.where(kept[:, None], y, residual)
+    tl.store(y_ptr + offsets, y, mask=ok)
+    if sums_ptr is not None:
+        sample = row // P - start // P
+        sums_ptrs = sums_ptr + (pid // col_tiles).to(tl.int64) * segments * CO + cols
+        for s in range(0, segments):
+            mine = (sample == s) & rows_ok
+            sums = tl.sum(tl.where(mine[:, None], y.to(tl.float32), 0.0), 0)
+            tl.store(sums_ptrs + s * CO, sums, mask=cols_ok)
 
 
 def launch(
@@ -86,26 +114,67 @@ def launch(
         RuntimeError: there is no kernel for these arguments.
     """
     args = (out, x, weight, bias, keep, scale, stride, padding, dilation, accumulate, relu)
-    n, co, oh, ow = check_args(*args)
+    n = check_args(*args)[0]
     reason = skip_conv2d_unsupported(*args)
     if reason is not None:
         raise RuntimeError(f"skip_conv2d_: no Triton kernel for this call: {reason}")
     if n == 0:
         return
-    ci, h, w = x.shape[1:]
-    tile = pick_tile(n * oh * ow, co, largest_chunk(x.dtype, ci), x.dtype, gpu_of(x))
-    col_tiles = triton.cdiv(co, tile.bn)
     with torch.cuda.device_of(x):
-        kept = torch.empty((n,), dtype=torch.int32, device=x.device)
-        count = torch.empty((1,), dtype=torch.int32, device=x.device)
-        block = min(1024, triton.next_power_of_2(n))
-        _skip_conv2d_plan_kernel[(1,)](keep.contiguous().view(torch.uint8), kept, count, n, BLOCK=block)
-        _skip_conv2d_fwd_kernel[(triton.cdiv(n * oh * ow, tile.bm) * col_tiles,)](
-            channels_last(x), channels_last(weight),
-            None if bias is None else bias.contiguous(),
-            None if scale is None else scale.contiguous(),
-            out, kept, count, h, w, oh, ow, ci, co, col_tiles,
-            *weight.shape[2:], *stride, *padding, *dilation, tile.bm, tile.bn, tile.bk,
-            ACCUMULATE=accumulate, RELU=relu, EXACT=is_exact(x.dtype), UP=INTERPRET,
-            num_warps=tile.warps, num_stages=tile.stages,
+        convolve(
+            channels_last(x), Filter(weight, bias, stride, padding, dilation), out, list_samples(keep),
+            pick_tile_for(out, x), relu=relu, scale=scale, residual=out if accumulate else None,
         )  # fmt: skip
+
+
+class SampleList(NamedTuple):
+    """The samples of a batch, kept ones first."""
+
+    order: Tensor  # int32[N]
+    kept: Tensor  # int32[1]: how many are
+
+
+def list_samples(keep: Tensor) -> SampleList:
+    """The list of bool[N], without waiting for the device."""
+    order = torch.empty(keep.shape, dtype=torch.int32, device=keep.device)
+    count = torch.empty((1,), dtype=torch.int32, device=keep.device)
+    n = keep.shape[0]
+    block = min(1024, triton.next_power_of_2(n))
+    _skip_conv2d_plan_kernel[(1,)](keep.contiguous().view(torch.uint8), order, count, n, BLOCK=block)
+    return SampleList(order, count)
+
+
+def pick_tile_for(y: Tensor, x: Tensor) -> Tile:
+    """The tile of a convolution of x into y."""
+    rows = y.shape[0] * y.shape[2] * y.shape[3]
+    return pick_tile(rows, y.shape[1], largest_chunk(x.dtype, x.shape[1]), x.dtype, gpu_of(x))
+
+
+def convolve(
+    x: Tensor, f: Filter, y: Tensor, samples: SampleList, tile: Tile, *, relu: bool,
+    scale: Tensor | None = None, residual: Tensor | None = None, copy: bool = False,
+    sums: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Launches the kernel into y; all images are channels_last.
+
+    Args:
+        x, f, y: the operands.
+        samples: which are computed.
+        tile: from `pick_tile_for`.
+        relu, scale: as in `skip_conv2d_`.
+        residual: added; y itself to accumulate.
+        copy: skipped samples of y become the residual's; else they are not written.
+        sums: float32[row tiles, segments, Co], gets the sums of y over each tile, sample by sample.
+    """
+    n, co, oh, ow = y.shape
+    col_tiles = triton.cdiv(co, tile.bn)
+    _skip_conv2d_fwd_kernel[(triton.cdiv(n * oh * ow, tile.bm) * col_tiles,)](
+        x, channels_last(f.weight),
+        None if f.bias is None else f.bias.contiguous(),
+        None if scale is None else scale.contiguous(),
+        residual, y, *samples, sums,
+        n, *x.shape[2:], oh, ow, x.shape[1], co, col_tiles, 1 if sums is None else sums.shape[1],
+        *f.weight.shape[2:], *f.stride, *f.padding, *f.dilation, tile.bm, tile.bn, tile.bk,
+        COPY=copy, RELU=relu, EXACT=is_exact(x.dtype), UP=INTERPRET,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip

@@ -121,6 +121,35 @@ def skip_conv2d_unsupported(*args: Any) -> str | None:
     return _unsupported_operands(x, weight, args[7])
 
 
+def gated_basic_block_unsupported(*args: Any) -> str | None:
+    """Why gated_basic_block has no Triton kernel for the schema's arguments, None where it has one."""
+    mask, _, group_size = args[12:15]
+    return _unsupported_block(args[0], (args[1], args[4]), (("group_size", mask, group_size),))
+
+
+def gated_bottleneck_unsupported(*args: Any) -> str | None:
+    """Why gated_bottleneck has no Triton kernel for the schema's arguments, None where it has one."""
+    gates = (("group_size1", args[15], args[17]), ("group_size2", args[18], args[20]))
+    return _unsupported_block(args[0], (args[1], args[4], args[7]), gates)
+
+
+def _unsupported_block(
+    x: Tensor, weights: tuple[Tensor, ...], gates: tuple[tuple[str, Tensor | None, int], ...]
+) -> str | None:
+    pixels = x.shape[2] * x.shape[3]
+    # Rows are counted in 32 bits, those of the last tile beyond the end too.
+    if x.shape[0] * pixels > MAX_INDEX - 128:
+        return f"the batch has more than {MAX_INDEX - 128} pixels"
+    # A compact interior has room for whole chunks.
+    if (max(w.shape[0] for w in weights) + 64) * pixels > MAX_INDEX:
+        return f"an image of the block has more than {MAX_INDEX} elements"
+    reasons = [_unsupported_operands(x, weight, (1, 1)) for weight in weights]
+    for (name, mask, group_size), weight in zip(gates, weights, strict=False):
+        if mask is not None:
+            reasons.append(_unsupported_gate(name, group_size, weight.shape[0]))
+    return next((reason for reason in reasons if reason is not None), None)
+
+
 def _unsupported_operands(x: Tensor, weight: Tensor, padding: Any) -> str | None:
     """Why no kernel convolves tensors like these, None where one does."""
     if x.dtype not in DTYPES:

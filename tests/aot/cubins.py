@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ddi_kernels.triton import gated_conv2d, skip_conv2d
+from ddi_kernels.triton import gated_block, gated_conv2d, skip_conv2d
 from ddi_kernels.triton.tiles import Gpu, Tile
 
 GPUS = {gpu.capability: gpu for gpu in (Gpu(80, 163 * 1024), Gpu(90, 227 * 1024), Gpu(100, 227 * 1024))}
@@ -29,7 +29,8 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], sm: 
     Pointers and channel counts are divisible by 16, as they are for torch tensors of such channels.
     """
     place = {name: i for i, name in enumerate(kernel.arg_names)}
-    aligned = [name for name, kind in types.items() if kind.startswith("*") or name in ("CI", "CO")]
+    channels = ("CI", "CO", "X_WIDTH", "Y_WIDTH")
+    aligned = [name for name, kind in types.items() if kind.startswith("*") or name in channels]
     source = ASTSource(
         fn=kernel,
         signature={n: "constexpr" if n in constants else types[n] for n in kernel.arg_names},
@@ -39,26 +40,40 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], sm: 
     return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
 
 
-def gated_kernel(tile: Tile, dtype: torch.dtype, sm: int, gated: bool = True, exact: bool = False) -> Any:
-    """K1 in one tile: a 3x3 convolution with every epilogue, gated on both sides or on none."""
+def gated_kernel(tile: Tile, dtype: torch.dtype, sm: int, form: str = "alone", exact: bool = False) -> Any:
+    """K1 in one tile: a 3x3 convolution in one of its forms.
+
+    "alone": every epilogue of gated_conv2d, gated on both sides; "dense": the same without masks;
+    "interior" and "last": inside a block with skipped samples, the second one summing up its outputs.
+    """
     kind = _TYPES[dtype]
     types = {f"{n}_ptr": f"*{kind}" for n in ("x", "w", "bias", "scale", "residual", "y")}
-    lists = {f"{side}_{n}_ptr": "*i32" for side in ("in", "out") for n in ("list", "count")}
-    numbers = "N H W OH OW CI CO in_chunks out_chunks tiles scale_groups scale_group_size".split()
-    constants = _constants(tile, exact) | {"CHUNK": tile.bk if gated else tile.bn}
-    if not gated:
-        constants |= dict.fromkeys(lists)
-        lists = {}
-    types |= lists | dict.fromkeys(numbers, "i32")
+    types |= {f"{side}_{n}_ptr": "*i32" for side in ("in", "out") for n in ("list", "count")}
+    types |= {"keep_ptr": "*u8", "sums_ptr": "*fp32"}
+    numbers = "N H W OH OW CI CO X_WIDTH Y_WIDTH in_chunks out_chunks tiles scale_groups scale_group_size"
+    types |= dict.fromkeys(numbers.split(), "i32")
+    absent = {
+        "alone": ["keep_ptr", "sums_ptr"],
+        "dense": [n for n in types if "list" in n or "count" in n] + ["keep_ptr", "sums_ptr"],
+        "interior": ["residual_ptr", "sums_ptr"],
+        "last": ["out_list_ptr", "out_count_ptr"],
+    }[form]
+    constants = _constants(tile, exact) | dict.fromkeys(absent)
+    constants["CHUNK"] = tile.bk if form in ("alone", "interior") else tile.bn
+    constants |= {"IN_COMPACT": form in ("interior", "last"), "OUT_COMPACT": form == "interior"}
+    types = {name: kind for name, kind in types.items() if name not in constants}
     return compiled(gated_conv2d._gated_conv2d_fwd_kernel, types, constants, sm, **_options(tile))
 
 
-def skip_kernel(tile: Tile, dtype: torch.dtype, sm: int, exact: bool = False) -> Any:
-    """K2 in one tile: a 3x3 convolution that adds to its output in place."""
-    types = {f"{n}_ptr": f"*{_TYPES[dtype]}" for n in ("x", "w", "bias", "scale", "out")}
-    types |= {"list_ptr": "*i32", "count_ptr": "*i32"}
-    types |= dict.fromkeys("H W OH OW CI CO col_tiles".split(), "i32")
-    constants = _constants(tile, exact) | {"ACCUMULATE": True}
+def skip_kernel(tile: Tile, dtype: torch.dtype, sm: int, exact: bool = False, copy: bool = False) -> Any:
+    """K2 in one tile: a 3x3 convolution with a residual; `copy`: the last one of a block."""
+    types = {f"{n}_ptr": f"*{_TYPES[dtype]}" for n in ("x", "w", "bias", "scale", "residual", "y")}
+    types |= {"list_ptr": "*i32", "count_ptr": "*i32", "sums_ptr": "*fp32"}
+    types |= dict.fromkeys("N H W OH OW CI CO col_tiles segments".split(), "i32")
+    constants = _constants(tile, exact) | {"COPY": copy}
+    if not copy:
+        del types["sums_ptr"]
+        constants["sums_ptr"] = None
     return compiled(skip_conv2d._skip_conv2d_fwd_kernel, types, constants, sm, **_options(tile))
 
 
@@ -133,3 +148,15 @@ def skip_plan_kernel(sm: int) -> Any:
     """The kernel that lists the kept samples."""
     types = {"keep_ptr": "*u8", "list_ptr": "*i32", "count_ptr": "*i32", "N": "i32"}
     return compiled(skip_conv2d._skip_conv2d_plan_kernel, types, {"BLOCK": 1024}, sm)
+
+
+def means_kernel(sm: int, packed: bool) -> Any:
+    """The kernel that adds up a block's sums, of tiles packed over the kept samples or not."""
+    types = {"sums_ptr": "*fp32", "keep_ptr": "*u8", "x_pooled_ptr": "*fp32", "pooled_ptr": "*fp32"}
+    types |= dict.fromkeys(("P", "CO", "tiles", "BM"), "i32")
+    constants: dict[str, Any] = {"BLOCK": 128}
+    if packed:
+        types["list_ptr"] = "*i32"
+    else:
+        constants["list_ptr"] = None
+    return compiled(gated_block._pooled_means_kernel, types, constants, sm)

@@ -74,15 +74,25 @@ def test_gated_conv2d(sm: int, dtype: torch.dtype, tile: Tile, tmp_path: Path) -
         assert found["loop"] <= 1.15 * LOOP[tile], found
 
 
+@pytest.mark.parametrize("form", ["interior", "last"])
 @pytest.mark.parametrize("sm, dtype, tile", cases())
-def test_skip_conv2d(sm: int, dtype: torch.dtype, tile: Tile, tmp_path: Path) -> None:
-    check(sm, dtype, tile, cubins.report(cubins.skip_kernel(tile, dtype, sm), tmp_path))
+def test_gated_conv2d_in_a_block(sm: int, dtype: torch.dtype, tile: Tile, form: str, tmp_path: Path) -> None:
+    found = cubins.report(cubins.gated_kernel(tile, dtype, sm, form), tmp_path)
+    check(sm, dtype, tile, found)
+    if sm == 90 and dtype == torch.bfloat16:
+        assert found["loop"] <= 1.15 * LOOP[tile], found
+
+
+@pytest.mark.parametrize("copy", [False, True], ids=["in_place", "copy"])
+@pytest.mark.parametrize("sm, dtype, tile", cases())
+def test_skip_conv2d(sm: int, dtype: torch.dtype, tile: Tile, copy: bool, tmp_path: Path) -> None:
+    check(sm, dtype, tile, cubins.report(cubins.skip_kernel(tile, dtype, sm, copy=copy), tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tile", shipped_tiles(torch.bfloat16, cubins.GPUS[90]), ids=str)
 def test_gated_conv2d_without_masks(tile: Tile, tmp_path: Path) -> None:
-    found = cubins.report(cubins.gated_kernel(tile, torch.bfloat16, 90, gated=False), tmp_path)
+    found = cubins.report(cubins.gated_kernel(tile, torch.bfloat16, 90, "dense"), tmp_path)
     check(90, torch.bfloat16, tile, found)
 
 
@@ -100,6 +110,8 @@ def test_exact_float32(kernel: Callable[..., Any], sm: int, tmp_path: Path) -> N
 def test_plans(sm: int) -> None:
     for kernel in (cubins.gated_plan_kernel, cubins.skip_plan_kernel):
         assert kernel(sm).asm["cubin"]
+    for packed in (False, True):
+        assert cubins.means_kernel(sm, packed).asm["cubin"]
 
 
 def test_the_report_sees_a_spill(tmp_path: Path) -> None:

@@ -2,7 +2,14 @@
 
 import torch
 
-from ddi_kernels import backend, backends, gated_conv2d, gather_samples, skip_conv2d_
+from ddi_kernels import (
+    backend,
+    backends,
+    gated_basic_block,
+    gated_conv2d,
+    gather_samples,
+    skip_conv2d_,
+)
 
 
 def main() -> None:
@@ -16,6 +23,8 @@ def main() -> None:
             x, weight, in_mask=gate, out_mask=gate, in_group_size=16, out_group_size=16, padding=1
         )
         skip_conv2d_(x, y, weight, keep=keep, padding=1, accumulate=True)
+        for mask in (gate, None):
+            gated_basic_block(x, weight, None, weight, None, keep=keep, mask=mask, group_size=16, pool=True)
     if backends.cuda_available()[0]:
         with backend("native"):
             gather_samples(x, torch.tensor([2, 0], device="cuda"))

@@ -143,14 +143,15 @@ def test_plan_sorts_the_open_chunks_first():
     x = torch.empty(5, 70, 1, 1)
     in_mask, out_mask = torch.rand(5, 5) < 0.5, torch.rand(5, 2) < 0.5
     in_mask[0], in_mask[1] = True, False
-    lists = kernels._plan(x, in_mask, 16, 16, 128, out_mask, 64, 32)
-    for mask, order, count in ((in_mask, *lists[:2]), (out_mask.repeat_interleave(2, 1), *lists[2:])):
+    gates = kernels.Gate(in_mask, 16, 70, 16), kernels.Gate(out_mask, 64, 128, 32)
+    lists = kernels.list_chunks(x, *gates)
+    for mask, (order, count, _) in zip((in_mask, out_mask.repeat_interleave(2, 1)), lists, strict=True):
         assert count.tolist() == mask.sum(1).tolist()
         for bits, row in zip(mask, order.tolist(), strict=True):
             groups = range(len(bits))
             assert row[:-1] == [g for g in groups if bits[g]] + [g for g in groups if not bits[g]]
             assert row[-1] == 0  # loaded ahead of the loop's end, so it must be a chunk
-    assert kernels._plan(x, None, 16, 16, 128, None, 64, 32) == (None,) * 4
+    assert kernels.list_chunks(x, None, None) == [None, None]
 
 
 def test_operands_of_any_strides():

@@ -76,6 +76,8 @@ def test_plan_lists_the_kept_samples_of_a_large_batch():
     kernels._skip_conv2d_plan_kernel[(1,)](keep.view(torch.uint8), listed, count, 2500, BLOCK=1024)
     index = keep.nonzero().flatten().tolist()
     assert count.item() == len(index) and listed[: len(index)].tolist() == index
+    skipped = (~keep).nonzero().flatten().tolist()
+    assert sorted(listed[len(index) :].tolist()) == skipped
 
 
 def test_what_it_does_not_do_is_said():

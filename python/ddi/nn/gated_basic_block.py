@@ -1,7 +1,7 @@
 """The basic residual block (two 3x3 convolutions), gated by layer and by interior channel.
 
 y = keep ? relu(keep_scale * F(x; mask) + shortcut(x)) : x, with F = bn2(conv2(mask * relu(bn1(conv1(x))))).
-On a CPU it is one operator, :func:`ddi_kernels.gated_basic_block`.
+For inference it is one operator, :func:`ddi_kernels.gated_basic_block`.
 """
 
 from __future__ import annotations

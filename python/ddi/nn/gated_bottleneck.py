@@ -1,7 +1,7 @@
 """The bottleneck residual block (convolutions 1x1, 3x3, 1x1), gated by layer and by interior channel.
 
 y = keep ? relu(keep_scale * F(x; masks) + shortcut(x)) : x, with F = bn3(conv3(mask2 * relu(bn2(conv2(h)))))
-and h = mask1 * relu(bn1(conv1(x))). On a CPU it is one operator, :func:`ddi_kernels.gated_bottleneck`.
+and h = mask1 * relu(bn1(conv1(x))). For inference it is one operator, :func:`ddi_kernels.gated_bottleneck`.
 """
 
 from __future__ import annotations

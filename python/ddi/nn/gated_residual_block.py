@@ -1,9 +1,10 @@
 """What the gated residual blocks share: y = keep ? relu(keep_scale * F(x; masks) + shortcut(x)) : x.
 
 F is a chain of convolution and BatchNorm with relu and a mask between two of them. One mask saves on both
-sides: closed channels are outputs that are never computed, and inputs that are never read. On a CPU the usual
-block is one operator; elsewhere, and for other shapes of block, it is one for each convolution, for which the
-kept samples of a batch are gathered and scattered back.
+sides: closed channels are outputs that are never computed, and inputs that are never read. The usual block is
+one operator; other shapes of block are one for each convolution, for which the kept samples of a batch are
+gathered and scattered back on a CPU. Elsewhere all samples run: only the device knows how many are kept, and
+asking it would stop the queue.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -136,10 +138,12 @@ class GatedResidualBlock(GatedBlock):
         if x.is_cpu and x.shape[0] == 1 and decision.keep is not None and not decision.keep.item():
             return x  # what an operator would have to copy
         prepared: PreparedResidual = self.prepared()
-        if x.is_cpu and prepared.fused:
+        if prepared.fused:
             return self._run_fused(x, decision, prepared)
         if decision.keep is None:
             return self._run(x, decision, prepared)
+        if not x.is_cpu:
+            return torch.where(decision.keep[:, None, None, None], self._run(x, decision, prepared), x)
         index = decision.keep.nonzero().flatten()
         if index.numel() == 0:
             return x

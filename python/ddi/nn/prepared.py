@@ -58,6 +58,9 @@ class PreparedConv:
         bias = None if bias is None else bias.detach()
         if bn is not None:
             weight, bias = fold_bn(weight, bias, bn)
+        if weight.is_cuda:
+            # As the kernels there read it; they would copy it in every call.
+            weight = weight.contiguous(memory_format=torch.channels_last)
         real = weight.dtype in (torch.float32, torch.float64)
         packable = real or (conv.groups == 1 and weight.dtype.is_floating_point)
         packed = None

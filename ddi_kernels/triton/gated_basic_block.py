@@ -1,0 +1,30 @@
+"""gated_basic_block on a GPU: two 3x3 convolutions of triton/gated_block.py's chain, images [N, H, W, C]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ddi_kernels.gated_basic_block import check_args, reference, residual_of
+from ddi_kernels.triton.gated_block import InteriorGate, launch_block
+from ddi_kernels.triton.gated_conv2d import Filter
+from ddi_kernels.triton.tiles import gated_basic_block_unsupported
+
+
+def launch(*args: Any) -> tuple[Tensor, Tensor]:
+    """`gated_basic_block` on x's device, to the schema; panels are an order of the CPU's, not used here.
+
+    Raises:
+        RuntimeError: there is no kernel for these arguments.
+    """
+    check_args(*args)
+    reason = gated_basic_block_unsupported(*args)
+    if reason is not None:
+        raise RuntimeError(f"gated_basic_block: no Triton kernel for this call: {reason}")
+    r, gate = residual_of(*args), InteriorGate(*args[12:15])
+    if r.keep is None and gate.mask is None:
+        return reference(*args)  # nothing to save: torch's dense convolutions are the faster ones
+    one, stride = (1, 1), (r.stride, r.stride)
+    filters = [Filter(args[1], args[2], stride, one), Filter(args[4], args[5], one, one)]
+    return launch_block(r, filters, [gate])

@@ -1,0 +1,34 @@
+"""gated_bottleneck on a GPU: 1x1, 3x3 and 1x1 convolutions of triton/gated_block.py's chain, [N, H, W, C]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ddi_kernels.gated_bottleneck import check_args, reference, residual_of
+from ddi_kernels.triton.gated_block import InteriorGate, launch_block
+from ddi_kernels.triton.gated_conv2d import Filter
+from ddi_kernels.triton.tiles import gated_bottleneck_unsupported
+
+
+def launch(*args: Any) -> tuple[Tensor, Tensor]:
+    """`gated_bottleneck` on x's device, to the schema; panels are an order of the CPU's, not used here.
+
+    Raises:
+        RuntimeError: there is no kernel for these arguments.
+    """
+    check_args(*args)
+    reason = gated_bottleneck_unsupported(*args)
+    if reason is not None:
+        raise RuntimeError(f"gated_bottleneck: no Triton kernel for this call: {reason}")
+    r, gates = residual_of(*args), [InteriorGate(*args[15:18]), InteriorGate(*args[18:21])]
+    if r.keep is None and all(gate.mask is None for gate in gates):
+        return reference(*args)  # nothing to save: torch's dense convolutions are the faster ones
+    zero, one = (0, 0), (1, 1)
+    filters = [
+        Filter(args[1], args[2], one, zero),
+        Filter(args[4], args[5], (r.stride, r.stride), one),
+        Filter(args[7], args[8], one, zero),
+    ]
+    return launch_block(r, filters, gates)
