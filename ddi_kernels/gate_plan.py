@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddi_kernels.backends import use_native
+from ddi_kernels.backends import choose
 from ddi_kernels.block_parts import unsupported_image
 from ddi_kernels.checks import argument_error, check_like, check_tensor, describe
-from ddi_kernels.registry import Op, register
+from ddi_kernels.registry import Op, register, register_triton
+from ddi_kernels.triton.tiles import gate_plan_unsupported
 
 _NAME = "gate_plan"
 
@@ -111,13 +112,14 @@ def gate_plan(
     """
     check_tensor(_NAME, "x", x)
     x = _as_image(x)
-    if use_native(_NAME, unsupported_image(x)):
-        try:
-            return _OP(x, h, c, lstm, layer, channel, threshold)
-        except RuntimeError:
-            check_args(x, h, c, lstm, layer, channel)
-            raise
-    return reference(x, h, c, lstm, layer, channel, threshold)
+    choice = choose(_NAME, unsupported_image(x), gate_plan_unsupported, (x,), x.is_cuda)
+    if choice == "reference":
+        return reference(x, h, c, lstm, layer, channel, threshold)
+    try:
+        return (_OP if choice == "native" else _OP_TRITON)(x, h, c, lstm, layer, channel, threshold)
+    except RuntimeError:
+        check_args(x, h, c, lstm, layer, channel)
+        raise
 
 
 def _as_image(x: Tensor) -> Tensor:
@@ -197,13 +199,13 @@ def _flops(x: Tensor, h: Tensor, c: Tensor, lstm: Any, layer: Any, channel: Any,
     return 2 * x.shape[0] * sum(w.numel() for w in weights)
 
 
-_OP = register(
-    Op(
-        name=_NAME,
-        schema="(Tensor x, Tensor h, Tensor c, Tensor[] lstm, Tensor[] layer, Tensor[] channel, "
-        "float threshold) -> (Tensor keep, Tensor open, Tensor h_next, Tensor c_next)",
-        reference=reference,
-        fake=_fake,
-        flops=_flops,
-    )
+_SPEC = Op(
+    name=_NAME,
+    schema="(Tensor x, Tensor h, Tensor c, Tensor[] lstm, Tensor[] layer, Tensor[] channel, "
+    "float threshold) -> (Tensor keep, Tensor open, Tensor h_next, Tensor c_next)",
+    reference=reference,
+    fake=_fake,
+    flops=_flops,
 )
+_OP = register(_SPEC)
+_OP_TRITON = register_triton(_SPEC)

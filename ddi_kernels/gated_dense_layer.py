@@ -38,7 +38,8 @@ from ddi_kernels.checks import (
     describe,
     memory_format_of,
 )
-from ddi_kernels.registry import Op, autocast_enabled, register
+from ddi_kernels.registry import Op, autocast_enabled, register, register_triton
+from ddi_kernels.triton.tiles import gated_dense_layer_inplace_unsupported, gated_dense_layer_unsupported
 
 _NAME = "gated_dense_layer"
 _NAME_INPLACE = "gated_dense_layer_"
@@ -172,13 +173,25 @@ def gated_dense_layer_(
             f"Use {_NAME}, or call under torch.no_grad()"
         )
     pooled: Tensor = dispatch(
-        _NAME_INPLACE, _OP_INPLACE, reference_, _check_args_inplace, args, unsupported_image(buffer)
-    )
+        _NAME_INPLACE, _OP_INPLACE, reference_, check_args_inplace, args, unsupported_image(buffer),
+        _OP_INPLACE_TRITON, _no_triton_inplace,
+    )  # fmt: skip
     return pooled
 
 
+def _no_triton_inplace(*args: Any) -> str | None:
+    check_args_inplace(*args)
+    return gated_dense_layer_inplace_unsupported(*args)
+
+
 def _run(*args: Any) -> tuple[Tensor, Tensor]:
-    return dispatch(_NAME, _OP, reference, check_args, args, unsupported_image(args[0]))
+    no_native = unsupported_image(args[0])
+    return dispatch(_NAME, _OP, reference, check_args, args, no_native, _OP_TRITON, _no_triton)
+
+
+def _no_triton(*args: Any) -> str | None:
+    check_args(*args)
+    return gated_dense_layer_unsupported(*args)
 
 
 def check_args(*args: Any) -> tuple[int, int, int, int]:
@@ -189,7 +202,7 @@ def check_args(*args: Any) -> tuple[int, int, int, int]:
     return n, _check_layer(_NAME, x, ci, *args[1:12]), h, w
 
 
-def _check_args_inplace(*args: Any) -> tuple[int, int]:
+def check_args_inplace(*args: Any) -> tuple[int, int]:
     """Raises ValueError for the first wrong argument of `gated_dense_layer_`; (Ci, K) otherwise."""
     buffer, weight1 = args[0], args[3]
     check_image(_NAME_INPLACE, "buffer", buffer)
@@ -237,7 +250,7 @@ def reference_(*args: Any) -> Tensor:
 
     Takes the schema's arguments, in its order.
     """
-    ci, growth = _check_args_inplace(*args)
+    ci, growth = check_args_inplace(*args)
     buffer, out_mask, group_size = args[0], args[10], args[11]
     with nullcontext() if buffer.is_meta else torch.autocast(buffer.device.type, enabled=False):
         y, pooled = reference(buffer[:, :ci], *args[1:])
@@ -253,7 +266,7 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_inplace(*args: Any) -> Tensor:
-    growth = _check_args_inplace(*args)[1]
+    growth = check_args_inplace(*args)[1]
     buffer, pool = args[0], args[12]
     return buffer.new_empty((buffer.shape[0], growth if pool else 0), dtype=pooled_dtype(buffer))
 
@@ -268,22 +281,20 @@ def _flops(*args: Any, out_val: Any) -> int:
     return 2 * int(macs.sum())
 
 
-_OP = register(
-    Op(
-        name=_NAME,
-        schema=f"(Tensor x, {_ARGUMENTS}) -> (Tensor y, Tensor pooled)",
-        reference=reference,
-        fake=_fake,
-        autocast=_run,
-        flops=_flops,
-    )
+_SPEC = Op(
+    name=_NAME,
+    schema=f"(Tensor x, {_ARGUMENTS}) -> (Tensor y, Tensor pooled)",
+    reference=reference,
+    fake=_fake,
+    autocast=_run,
+    flops=_flops,
 )
-_OP_INPLACE = register(
-    Op(
-        name=_NAME_INPLACE,
-        schema=f"(Tensor(a!) buffer, {_ARGUMENTS}) -> Tensor",
-        reference=reference_,
-        fake=_fake_inplace,
-        flops=_flops,
-    )
+_SPEC_INPLACE = Op(
+    name=_NAME_INPLACE,
+    schema=f"(Tensor(a!) buffer, {_ARGUMENTS}) -> Tensor",
+    reference=reference_,
+    fake=_fake_inplace,
+    flops=_flops,
 )
+_OP, _OP_INPLACE = register(_SPEC), register(_SPEC_INPLACE)
+_OP_TRITON, _OP_INPLACE_TRITON = register_triton(_SPEC), register_triton(_SPEC_INPLACE)

@@ -55,14 +55,17 @@ def register(op: Op) -> OpOverload:
 
 
 def register_triton(op: Op) -> OpOverload:
-    """Registers `op` as `ddi_triton::<name>`: `launch` of ddi_kernels/triton/<name>.py.
+    """Registers `op` as `ddi_triton::<name>`: `launch` of ddi_kernels/triton/<name>.py, `launch_` in place.
 
     For CUDA tensors; with TRITON_INTERPRET=1, when Triton runs its kernels on the CPU, for CPU
     tensors too. Triton is imported at the first call. Autocast stays with `ddi::<name>`.
     """
 
+    name = op.name.rstrip("_")
+    entry = "launch" + op.name[len(name) :]
+
     def launch(*args: Any) -> Any:
-        return importlib.import_module(f"ddi_kernels.triton.{op.name.rstrip('_')}").launch(*args)
+        return getattr(importlib.import_module(f"ddi_kernels.triton.{name}"), entry)(*args)
 
     keys = ["CUDA", "CPU"] if os.environ.get("TRITON_INTERPRET") == "1" else ["CUDA"]
     return _register("ddi_triton", replace(op, autocast=None), dict.fromkeys(keys, launch))

@@ -167,11 +167,29 @@ def _sums(y: Tensor, rows: int, tiles: int) -> Tensor:
 def _pool(
     r: Residual, y: Tensor, sums: Tensor, samples: SampleList | None, tile: Tile, pooled: Tensor
 ) -> None:
-    n, co, oh, ow = y.shape
-    passes_on = r.keep is not None and r.x_pooled is not None
-    _pooled_means_kernel[(n, triton.cdiv(co, _BLOCK))](
-        sums, None if samples is None else samples.order,
-        r.keep.contiguous().view(torch.uint8) if passes_on else None,
-        r.x_pooled.contiguous() if passes_on else None,
-        pooled, oh * ow, co, sums.shape[1], tile.bm, BLOCK=_BLOCK,
+    pixels = y.shape[2] * y.shape[3]
+    if r.keep is None or r.x_pooled is None:
+        mean_of_sums(sums, pooled, pixels, samples, tile.bm)
+    else:
+        skipped = (r.keep.contiguous().view(torch.uint8), r.x_pooled.contiguous())
+        mean_of_sums(sums, pooled, pixels, samples, tile.bm, *skipped)
+
+
+def mean_of_sums(
+    sums: Tensor, pooled: Tensor, pixels: int, samples: SampleList | None = None, bm: int = 1,
+    keep: Tensor | None = None, x_pooled: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Launches the kernel that makes means, float32[N, C], of tiles' sums.
+
+    Args:
+        sums: float32[N, tiles, C]; with `samples`, whose pixels tiles of bm rows are packed over,
+            float32[row tiles, samples of a tile, C].
+        pooled: float32[N, C]; written.
+        pixels: of a sample.
+        keep, x_pooled: uint8[N] and float32[N, C]: means that skipped samples get instead.
+    """
+    n, channels = pooled.shape
+    _pooled_means_kernel[(n, triton.cdiv(channels, _BLOCK))](
+        sums, None if samples is None else samples.order, keep, x_pooled, pooled,
+        pixels, channels, sums.shape[1], bm, BLOCK=_BLOCK,
     )  # fmt: skip

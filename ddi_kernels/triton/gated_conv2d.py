@@ -38,12 +38,12 @@ from ddi_kernels.triton.tiles import (
 
 @triton.jit
 def _sort_chunks(
-    mask_ptr, list_ptr, count_ptr, n, groups, chunks, PER_GROUP: tl.constexpr, BLOCK: tl.constexpr
+    mask_ptr, list_ptr, count_ptr, n, stride, chunks, PER_GROUP: tl.constexpr, BLOCK: tl.constexpr
 ):
     """list[n] = the open chunks ascending, the closed ones, one pad entry; count[n] = the open ones."""
     c = tl.arange(0, BLOCK)
     real = c < chunks
-    bits = tl.load(mask_ptr + n * groups + c // PER_GROUP, mask=real, other=0)
+    bits = tl.load(mask_ptr + n * stride + c // PER_GROUP, mask=real, other=0)
     is_open = (bits != 0).to(tl.int32)
     before = tl.cumsum(is_open, 0) - is_open
     count = tl.sum(is_open, 0)
@@ -56,8 +56,8 @@ def _sort_chunks(
 
 @triton.jit
 def _gated_conv2d_plan_kernel(
-    in_mask_ptr, in_list_ptr, in_count_ptr, in_groups, in_chunks,
-    out_mask_ptr, out_list_ptr, out_count_ptr, out_groups, out_chunks,
+    in_mask_ptr, in_list_ptr, in_count_ptr, in_stride, in_chunks,
+    out_mask_ptr, out_list_ptr, out_count_ptr, out_stride, out_chunks,
     IN_PER_GROUP: tl.constexpr, IN_BLOCK: tl.constexpr,
     OUT_PER_GROUP: tl.constexpr, OUT_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -66,12 +66,12 @@ def _gated_conv2d_plan_kernel(
     if tl.program_id(1) == 0:
         if in_mask_ptr is not None:
             _sort_chunks(
-                in_mask_ptr, in_list_ptr, in_count_ptr, n, in_groups, in_chunks, IN_PER_GROUP, IN_BLOCK
+                in_mask_ptr, in_list_ptr, in_count_ptr, n, in_stride, in_chunks, IN_PER_GROUP, IN_BLOCK
             )
     else:
         if out_mask_ptr is not None:
             _sort_chunks(
-                out_mask_ptr, out_list_ptr, out_count_ptr, n, out_groups, out_chunks, OUT_PER_GROUP, OUT_BLOCK
+                out_mask_ptr, out_list_ptr, out_count_ptr, n, out_stride, out_chunks, OUT_PER_GROUP, OUT_BLOCK
             )
 
 
@@ -243,7 +243,9 @@ def list_chunks(x: Tensor, *gates: Gate | None) -> list[ChunkList | None]:
         count = torch.empty((x.shape[0],), dtype=torch.int32, device=x.device)
         lists.append(ChunkList(order, count, gate.chunk))
         groups = gate.mask.shape[1]
-        arguments += [gate.mask.contiguous().view(torch.uint8), order, count, groups, chunks]
+        # One of a block's masks is a part of its gate's bits; a copy would be one more launch.
+        mask = gate.mask if gate.mask.stride(1) == 1 else gate.mask.contiguous()
+        arguments += [mask.view(torch.uint8), order, count, mask.stride(0), chunks]
         # A single gate opens all chunks, also where its group size is no multiple of the chunk.
         sizes += [chunks if groups == 1 else gate.group_size // gate.chunk, triton.next_power_of_2(chunks)]
     if any(gates):

@@ -104,7 +104,7 @@ def _skip_conv2d_fwd_kernel(
             tl.store(sums_ptrs + s * CO, sums, mask=cols_ok)
 
 
-def launch(
+def launch_(
     out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, keep: Tensor, scale: Tensor | None,
     stride: Any, padding: Any, dilation: Any, accumulate: bool, relu: bool,
 ) -> None:  # fmt: skip

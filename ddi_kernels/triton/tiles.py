@@ -62,24 +62,69 @@ def is_exact(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 and convolutions.fp32_precision != "tf32"
 
 
-def pick_tile(rows: int, co: int, bk: int, dtype: torch.dtype, gpu: Gpu) -> Tile:
-    """The tile for a GEMM of `rows` pixels and `co` output channels in chunks of `bk` input channels."""
+def pick_tile(
+    rows: int, co: int, bk: int, dtype: torch.dtype, gpu: Gpu, through_registers: bool = False
+) -> Tile:
+    """The tile for a GEMM of `rows` pixels and `co` output channels in chunks of `bk` input channels.
+
+    `through_registers`: the kernel computes on x before it multiplies.
+    """
     # With 16 channels a step there is too little arithmetic to feed from a tile of 128 pixels, and
-    # without tensor cores the operands of larger tiles spill.
-    bm, bn, warps = _SHAPES[rows >= _MANY_ROWS and bk > SMALLEST_CHUNK, co > 64 and not is_exact(dtype)]
-    # Operands that pass through registers, before Hopper or in float32, spill with four warps.
-    if bm + bn > 128 and (dtype == torch.float32 or (gpu.capability < 90 and bk == 64)):
+    # in float32 the operands of wider tiles spill, or the sums of a block's last convolution do.
+    bm, bn, warps = _SHAPES[rows >= _MANY_ROWS and bk > SMALLEST_CHUNK, co > 64 and dtype != torch.float32]
+    # Operands that pass through registers, before Hopper or in float32 anyway, spill with four warps.
+    through_registers |= dtype == torch.float32 or gpu.capability < 90
+    if bm + bn > 128 and through_registers and (bk == 64 or dtype == torch.float32):
         warps = 8
     stage = Tile(bm, bn, bk, warps, 1).shared_bytes(dtype.itemsize)
     # A kilobyte is left for the compiler's own use.
     return Tile(bm, bn, bk, warps, max(2, min(_STAGES, (gpu.shared - 1024) // stage)))
 
 
-def shipped_tiles(dtype: torch.dtype, gpu: Gpu) -> list[Tile]:
+def pick_narrow_tile(rows: int, co: int, bk: int, dtype: torch.dtype, gpu: Gpu) -> Tile:
+    """The tile for at most 64 output channels, all in one: as many columns as they need, at least 16."""
+    bm = 128 if rows >= _MANY_ROWS else 64
+    bn = 16
+    while bn < co:
+        bn *= 2
+    stage = Tile(bm, bn, bk, 4, 1).shared_bytes(dtype.itemsize)
+    return Tile(bm, bn, bk, 4, max(2, min(_STAGES, (gpu.shared - 1024) // stage)))
+
+
+def dense_layer_chunk(x: Tensor, growth: int, in_mask: Tensor | None) -> int:
+    """Channels of a step along a concatenation: closed ones come `growth` at a time."""
+    largest = largest_chunk(x.dtype, x.shape[1])
+    return largest if in_mask is None else max(SMALLEST_CHUNK, min(largest, growth & -growth))
+
+
+def pixel_width(x: Tensor) -> int | None:
+    """How far apart pixels lie, channels side by side, in [N, H, W, C]; None for any other layout."""
+    n, c, h, w = x.shape
+    if c > 1 and x.stride(1) != 1:
+        return None
+    width, pixels = None, 1
+    for size, stride in ((w, x.stride(3)), (h, x.stride(2)), (n, x.stride(0))):
+        if size > 1:
+            width = stride if width is None else width
+            if stride != width * pixels:
+                return None
+        pixels *= size
+    width = c if width is None else width
+    return width if width >= c else None
+
+
+def shipped_tiles(dtype: torch.dtype, gpu: Gpu, through_registers: bool = False) -> list[Tile]:
     """Every tile that `pick_tile` can return for a GPU, for checks that compile them all."""
     chunks = [bk for bk in (16, 32, 64) if bk <= largest_chunk(dtype, MAX_INDEX)]
-    picked = [pick_tile(m, n, bk, dtype, gpu) for bk in chunks for m in (1, _MANY_ROWS) for n in (64, 65)]
-    return list(dict.fromkeys(picked))
+    sizes = [(m, n, bk) for bk in chunks for m in (1, _MANY_ROWS) for n in (64, 65)]
+    return list(dict.fromkeys(pick_tile(*size, dtype, gpu, through_registers) for size in sizes))
+
+
+def shipped_narrow_tiles(dtype: torch.dtype, gpu: Gpu) -> list[Tile]:
+    """Every tile that `pick_narrow_tile` can return for a GPU."""
+    chunks = [bk for bk in (16, 32, 64) if bk <= largest_chunk(dtype, MAX_INDEX)]
+    sizes = [(m, n, bk) for bk in chunks for m in (1, _MANY_ROWS) for n in (16, 32, 64)]
+    return [pick_narrow_tile(m, n, bk, dtype, gpu) for m, n, bk in sizes]
 
 
 def largest_chunk(dtype: torch.dtype, channels: int) -> int:
@@ -131,6 +176,26 @@ def gated_bottleneck_unsupported(*args: Any) -> str | None:
     """Why gated_bottleneck has no Triton kernel for the schema's arguments, None where it has one."""
     gates = (("group_size1", args[15], args[17]), ("group_size2", args[18], args[20]))
     return _unsupported_block(args[0], (args[1], args[4], args[7]), gates)
+
+
+def gate_plan_unsupported(x: Tensor, *_: Any) -> str | None:
+    """Why gate_plan has no Triton kernel for x and any weights of its dtype, None where it has one."""
+    return None if x.dtype == torch.float32 else f"it computes in float32, not in {x.dtype}"
+
+
+def gated_dense_layer_unsupported(*args: Any) -> str | None:
+    """Why gated_dense_layer has no Triton kernel for the schema's arguments, None where it has one."""
+    x, weight1, weight2 = args[0], args[3], args[6]
+    if weight2.shape[0] > 64:
+        return f"it writes at most 64 new channels, not {weight2.shape[0]}"
+    return _unsupported_block(x, (weight1, weight2), ())
+
+
+def gated_dense_layer_inplace_unsupported(*args: Any) -> str | None:
+    """Why gated_dense_layer_ has no Triton kernel for the schema's arguments, None where it has one."""
+    if pixel_width(args[0]) is None:
+        return f"it writes channels_last images only; buffer has strides {tuple(args[0].stride())}"
+    return gated_dense_layer_unsupported(*args)
 
 
 def _unsupported_block(

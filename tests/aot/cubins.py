@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ddi_kernels.triton import gated_block, gated_conv2d, skip_conv2d
+from ddi_kernels.triton import gate_plan, gated_block, gated_conv2d, gated_dense_layer, skip_conv2d
 from ddi_kernels.triton.tiles import Gpu, Tile
 
 GPUS = {gpu.capability: gpu for gpu in (Gpu(80, 163 * 1024), Gpu(90, 227 * 1024), Gpu(100, 227 * 1024))}
@@ -77,6 +77,26 @@ def skip_kernel(tile: Tile, dtype: torch.dtype, sm: int, exact: bool = False, co
     return compiled(skip_conv2d._skip_conv2d_fwd_kernel, types, constants, sm, **_options(tile))
 
 
+def middle_kernel(tile: Tile, dtype: torch.dtype, sm: int) -> Any:
+    """A dense layer's 1x1 convolution in one tile, gated on both sides."""
+    kind = _TYPES[dtype]
+    types = {f"{n}_ptr": f"*{kind}" for n in ("x", "scale", "shift", "w", "bias", "h")}
+    types |= {"out_mask_ptr": "*u8", "list_ptr": "*i32", "words_ptr": "*i64", "count_ptr": "*i32"}
+    types |= dict.fromkeys("N P CI CO X_WIDTH chunks groups tiles".split(), "i32")
+    constants = {"BM": tile.bm, "BN": tile.bn, "BK": tile.bk, "GROUPS": 4, "EXACT": False, "UP": False}
+    return compiled(gated_dense_layer._middle_kernel, types, constants, sm, **_options(tile))
+
+
+def new_channels_kernel(tile: Tile, dtype: torch.dtype, sm: int) -> Any:
+    """A dense layer's 3x3 convolution in one tile, in place and with means."""
+    types = {f"{n}_ptr": f"*{_TYPES[dtype]}" for n in ("h", "w", "bias", "y")}
+    types |= {"out_mask_ptr": "*u8", "sums_ptr": "*fp32"}
+    types |= dict.fromkeys("H W CI CO Y_WIDTH groups group_size tiles".split(), "i32")
+    constants = {"BM": tile.bm, "BN": tile.bn, "BK": tile.bk, "GROUPS": 4, "EXACT": False, "UP": False}
+    constants["LEAVE"] = True
+    return compiled(gated_dense_layer._new_channels_kernel, types, constants, sm, **_options(tile))
+
+
 def _constants(tile: Tile, exact: bool) -> dict[str, Any]:
     blocks = {"BM": tile.bm, "BN": tile.bn, "BK": tile.bk}
     return _FILTER | blocks | {"RELU": True, "EXACT": exact, "UP": False}
@@ -86,24 +106,28 @@ def _options(tile: Tile) -> dict[str, int]:
     return {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
-def report(kernel: Any, tmp_path: Path) -> dict[str, Any]:
-    """Registers and stack from the cubin's header, instruction counts from its disassembly."""
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(kernel.asm["cubin"])
-    usage, sass = (
-        subprocess.run([_TOOLS / name, option, cubin], capture_output=True, text=True, check=True).stdout
-        for name, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
-    )
+def usage(kernel: Any, tmp_path: Path) -> dict[str, Any]:
+    """Registers, stack and shared memory of any kernel."""
+    text = _read("cuobjdump", "-res-usage", kernel, tmp_path)
 
     def number(name: str) -> int:
-        found = re.search(rf"{name}:(\d+)", usage)
-        assert found, f"no {name} in: {usage}"
+        found = re.search(rf"{name}:(\d+)", text)
+        assert found, f"no {name} in: {text}"
         return int(found.group(1))
 
-    return {
-        "registers": number("REG"),
-        "stack": number("STACK"),
-        "shared": kernel.metadata.shared,
+    return {"registers": number("REG"), "stack": number("STACK"), "shared": kernel.metadata.shared}
+
+
+def _read(tool: str, option: str, kernel: Any, tmp_path: Path) -> str:
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    return subprocess.run([_TOOLS / tool, option, cubin], capture_output=True, text=True, check=True).stdout
+
+
+def report(kernel: Any, tmp_path: Path) -> dict[str, Any]:
+    """Of a convolution: its usage, and instruction counts from its disassembly."""
+    sass = _read("nvdisasm", "-c", kernel, tmp_path)
+    return usage(kernel, tmp_path) | {
         "local": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
         "tensor_core": {sm: len(re.findall(name, sass)) for sm, name in TENSOR_CORE.items()},
         "async_copies": len(re.findall(r"\bLDGSTS", sass)),
@@ -139,7 +163,7 @@ def gated_plan_kernel(sm: int) -> Any:
     types = {}
     for side in ("in", "out"):
         types |= {f"{side}_mask_ptr": "*u8", f"{side}_list_ptr": "*i32", f"{side}_count_ptr": "*i32"}
-        types |= {f"{side}_groups": "i32", f"{side}_chunks": "i32"}
+        types |= {f"{side}_stride": "i32", f"{side}_chunks": "i32"}
     constants = {"IN_PER_GROUP": 1, "IN_BLOCK": 32, "OUT_PER_GROUP": 2, "OUT_BLOCK": 16}
     return compiled(gated_conv2d._gated_conv2d_plan_kernel, types, constants, sm)
 
@@ -160,3 +184,22 @@ def means_kernel(sm: int, packed: bool) -> Any:
     else:
         constants["list_ptr"] = None
     return compiled(gated_block._pooled_means_kernel, types, constants, sm)
+
+
+def gate_kernel(sm: int, lstm: bool) -> Any:
+    """The gates of a block: both of them on an LSTM, or the channel gate alone."""
+    pointers = "means_ptr h_ptr c_ptr h_next_ptr c_next_ptr reduce reduce_bias expand expand_bias"
+    recurrent = "project project_bias w_ih w_hh b_ih b_hh layer layer_bias"
+    types = dict.fromkeys(pointers.split() + (recurrent.split() if lstm else []), "*fp32")
+    types |= {"keep_ptr": "*u8", "open_ptr": "*u8", "threshold": "fp32"}
+    types |= dict.fromkeys("C hidden reduced groups".split(), "i32")
+    constants: dict[str, Any] = {} if lstm else dict.fromkeys(recurrent.split())
+    constants |= {"HIDDEN": 16, "REDUCED": 16, "PIECE": gate_plan._PIECE}
+    return compiled(gate_plan._gate_plan_kernel, types, constants, sm)
+
+
+def dense_plan_kernel(sm: int) -> Any:
+    """The kernel that lists the open chunks of a concatenation."""
+    types = {"bits_ptr": "*u8", "list_ptr": "*i32", "words_ptr": "*i64", "count_ptr": "*i32"}
+    types |= {"C": "i32", "chunks": "i32"}
+    return compiled(gated_dense_layer._input_plan_kernel, types, {"CHUNK": 32, "BLOCK": 64}, sm)

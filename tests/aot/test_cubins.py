@@ -21,9 +21,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import cubins  # noqa: E402
 
-from ddi_kernels.triton.tiles import Tile, shipped_tiles  # noqa: E402
+from ddi_kernels.triton.tiles import Tile, shipped_narrow_tiles, shipped_tiles  # noqa: E402
 
-QUICK = {Tile(128, 128, 64, 8, 4), Tile(64, 64, 32, 4, 4)}
+QUICK = {Tile(128, 128, 64, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 64, 4, 4)}
 # Instructions of one step of the K loop on sm_90 in bfloat16, gated on both sides.
 LOOP = {
     Tile(64, 64, 16, 4, 4): 90,
@@ -39,11 +39,11 @@ LOOP = {
 }
 
 
-def cases() -> list[Any]:
+def cases(shipped: Callable[..., list[Tile]] = shipped_tiles, *flags: bool) -> list[Any]:
     found = []
     for sm, gpu in cubins.GPUS.items():
         for dtype in (torch.bfloat16, torch.float32):
-            for tile in shipped_tiles(dtype, gpu):
+            for tile in shipped(dtype, gpu, *flags):
                 quick = tile in QUICK and dtype == torch.bfloat16
                 name = f"sm{sm}-{str(dtype)[6:]}-{tile.bm}x{tile.bn}x{tile.bk}"
                 marks = () if quick else pytest.mark.slow
@@ -89,6 +89,16 @@ def test_skip_conv2d(sm: int, dtype: torch.dtype, tile: Tile, copy: bool, tmp_pa
     check(sm, dtype, tile, cubins.report(cubins.skip_kernel(tile, dtype, sm, copy=copy), tmp_path))
 
 
+@pytest.mark.parametrize("sm, dtype, tile", cases(shipped_tiles, True))
+def test_dense_layer_middle(sm: int, dtype: torch.dtype, tile: Tile, tmp_path: Path) -> None:
+    check(sm, dtype, tile, cubins.report(cubins.middle_kernel(tile, dtype, sm), tmp_path))
+
+
+@pytest.mark.parametrize("sm, dtype, tile", cases(shipped_narrow_tiles))
+def test_dense_layer_new_channels(sm: int, dtype: torch.dtype, tile: Tile, tmp_path: Path) -> None:
+    check(sm, dtype, tile, cubins.report(cubins.new_channels_kernel(tile, dtype, sm), tmp_path))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tile", shipped_tiles(torch.bfloat16, cubins.GPUS[90]), ids=str)
 def test_gated_conv2d_without_masks(tile: Tile, tmp_path: Path) -> None:
@@ -107,9 +117,17 @@ def test_exact_float32(kernel: Callable[..., Any], sm: int, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("sm", cubins.GPUS)
+def test_gates(sm: int, tmp_path: Path) -> None:
+    for lstm in (True, False):
+        found = cubins.usage(cubins.gate_kernel(sm, lstm), tmp_path)
+        assert found["stack"] == 0 and found["registers"] <= 128, found
+
+
+@pytest.mark.parametrize("sm", cubins.GPUS)
 def test_plans(sm: int) -> None:
     for kernel in (cubins.gated_plan_kernel, cubins.skip_plan_kernel):
         assert kernel(sm).asm["cubin"]
+    assert cubins.dense_plan_kernel(sm).asm["cubin"]
     for packed in (False, True):
         assert cubins.means_kernel(sm, packed).asm["cubin"]
 

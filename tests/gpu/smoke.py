@@ -5,8 +5,10 @@ import torch
 from ddi_kernels import (
     backend,
     backends,
+    gate_plan,
     gated_basic_block,
     gated_conv2d,
+    gated_dense_layer_,
     gather_samples,
     skip_conv2d_,
 )
@@ -24,7 +26,19 @@ def main() -> None:
         )
         skip_conv2d_(x, y, weight, keep=keep, padding=1, accumulate=True)
         for mask in (gate, None):
-            gated_basic_block(x, weight, None, weight, None, keep=keep, mask=mask, group_size=16, pool=True)
+            _, pooled = gated_basic_block(
+                x, weight, None, weight, None, keep=keep, mask=mask, group_size=16, pool=True
+            )
+        buffer = torch.randn(3, 48, 9, 9, device="cuda").contiguous(memory_format=torch.channels_last)
+        layer = [torch.randn(size, device="cuda") for size in ((36,), (36,), (48, 36, 1, 1))]
+        new = torch.randn(12, 48, 3, 3, device="cuda")
+        bits = torch.rand(3, 36, device="cuda") < 0.5
+        gated_dense_layer_(
+            buffer, *layer, None, new, None, in_mask=bits, out_mask=bits[:, :3], group_size=4, pool=True
+        )
+        state = torch.zeros(3, 10, device="cuda")
+        sizes = [(10, 72), (10,), (40, 10), (40, 10), (40,), (40,)]
+        gate_plan(pooled, state, state, [torch.randn(size, device="cuda") for size in sizes])
     if backends.cuda_available()[0]:
         with backend("native"):
             gather_samples(x, torch.tensor([2, 0], device="cuda"))

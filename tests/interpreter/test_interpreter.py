@@ -26,7 +26,7 @@ FILES = sorted(HERE.glob("interpreted_*.py"))
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_interpreted(file: Path) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "ops"), *sys.path])
+    paths = os.pathsep.join([str(ROOT), *sys.path])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", file]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
