@@ -69,12 +69,14 @@ def pick_tile(
 
     `through_registers`: the kernel computes on x before it multiplies.
     """
-    # With 16 channels a step there is too little arithmetic to feed from a tile of 128 pixels, and
-    # in float32 the operands of wider tiles spill, or the sums of a block's last convolution do.
-    bm, bn, warps = _SHAPES[rows >= _MANY_ROWS and bk > SMALLEST_CHUNK, co > 64 and dtype != torch.float32]
-    # Operands that pass through registers, before Hopper or in float32 anyway, spill with four warps.
-    through_registers |= dtype == torch.float32 or gpu.capability < 90
-    if bm + bn > 128 and through_registers and (bk == 64 or dtype == torch.float32):
+    # With 16 channels a step there is too little arithmetic to feed from a tile of 128 pixels. In float32,
+    # and computed on before Hopper, the operands of wider tiles spill, or the sums of a block's last
+    # convolution do; operands that pass through registers do with four warps.
+    narrow = dtype == torch.float32 or (through_registers and gpu.capability < 90)
+    bm, bn, warps = _SHAPES[rows >= _MANY_ROWS and bk > SMALLEST_CHUNK, co > 64 and not narrow]
+    if bm + bn > 128 and (
+        dtype == torch.float32 or (bk == 64 and (through_registers or gpu.capability < 90))
+    ):
         warps = 8
     stage = Tile(bm, bn, bk, warps, 1).shared_bytes(dtype.itemsize)
     # A kilobyte is left for the compiler's own use.

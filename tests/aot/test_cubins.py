@@ -56,11 +56,14 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def check(sm: int, dtype: torch.dtype, tile: Tile, found: dict[str, Any], tensor_cores: bool = True) -> None:
+def check(
+    sm: int, dtype: torch.dtype, tile: Tile, found: dict[str, Any], tensor_cores: bool = True,
+    through_registers: bool = False,
+) -> None:  # fmt: skip
     assert found["stack"] == 0 and found["local"] == 0, found
     assert found["shared"] <= cubins.GPUS[sm].shared, found
-    # Before Hopper, and without tensor cores, one stage is in registers.
-    stages = tile.stages - (sm < 90 or not tensor_cores)
+    # One stage is in registers where operands pass through them.
+    stages = tile.stages - (sm < 90 or not tensor_cores or through_registers)
     assert found["shared"] >= tile.shared_bytes(dtype.itemsize) * stages // tile.stages, found
     assert (found["tensor_core"][sm] > 0) == tensor_cores, found
     assert found["async_copies"] > 0 and found["wide_copies"] > 0, found
@@ -91,7 +94,8 @@ def test_skip_conv2d(sm: int, dtype: torch.dtype, tile: Tile, copy: bool, tmp_pa
 
 @pytest.mark.parametrize("sm, dtype, tile", cases(shipped_tiles, True))
 def test_dense_layer_middle(sm: int, dtype: torch.dtype, tile: Tile, tmp_path: Path) -> None:
-    check(sm, dtype, tile, cubins.report(cubins.middle_kernel(tile, dtype, sm), tmp_path))
+    found = cubins.report(cubins.middle_kernel(tile, dtype, sm), tmp_path)
+    check(sm, dtype, tile, found, through_registers=True)
 
 
 @pytest.mark.parametrize("sm, dtype, tile", cases(shipped_narrow_tiles))
