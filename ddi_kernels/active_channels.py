@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddi_kernels.backends import use_native
+from ddi_kernels.backends import no_native_kernel, use_native
 from ddi_kernels.checks import argument_error, check_at_least, check_tensor, describe
 from ddi_kernels.registry import Op, register
 
@@ -66,9 +66,7 @@ def active_channels(open: Tensor, channels: int | None = None, group_size: int =
 
 
 def _unsupported(open: Any) -> str | None:
-    if isinstance(open, Tensor) and not open.is_cpu:
-        return f"it has no kernel for {open.device.type} tensors"
-    return None
+    return no_native_kernel(_NAME, open) if isinstance(open, Tensor) else None
 
 
 def _check(open: Any, channels: int, group_size: int) -> None:

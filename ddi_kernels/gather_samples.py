@@ -53,11 +53,6 @@ def gather_samples(x: Tensor, index: Tensor) -> Tensor:
     return reference(x, index)
 
 
-def unsupported(x: Tensor) -> str | None:
-    """Why the native gather and scatter kernels cannot take x, None where they can."""
-    return None if x.is_cpu else f"it has no kernel for {x.device.type} tensors"
-
-
 def check_rows(op: str, x: Any, index: Any) -> None:
     """Raises unless `index` is a list of rows of x; also of their range, where it can be read."""
     check_index(op, x, index)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddi_kernels.backends import use_native
+from ddi_kernels.backends import no_native_kernel, use_native
 from ddi_kernels.checks import (
     argument_error,
     check_like,
@@ -21,7 +21,7 @@ from ddi_kernels.checks import (
     empty_output,
     memory_format_of,
 )
-from ddi_kernels.gather_samples import check_index, check_rows, unsupported
+from ddi_kernels.gather_samples import check_index, check_rows
 from ddi_kernels.registry import Op, register
 
 _NAME = "scatter_samples"
@@ -50,7 +50,7 @@ def scatter_samples(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         [0.0, 5.0, 0.0]
     """
     check_tensor(_NAME, "x", x)
-    if use_native(_NAME, unsupported(x)):
+    if use_native(_NAME, no_native_kernel(_NAME, x)):
         try:
             return _OP(x, rows, index)
         except RuntimeError:
@@ -88,7 +88,7 @@ def scatter_samples_(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
             f"{_NAME_INPLACE}: x or rows requires a gradient, which the in-place form does not "
             "have. Use scatter_samples, or call under torch.no_grad()"
         )
-    if use_native(_NAME_INPLACE, unsupported(x)):
+    if use_native(_NAME_INPLACE, no_native_kernel(_NAME_INPLACE, x)):
         try:
             _OP_INPLACE(x, rows, index)
         except RuntimeError:

@@ -3,6 +3,7 @@
 import torch
 
 from ddi_kernels import (
+    active_channels,
     backend,
     backends,
     gate_plan,
@@ -10,6 +11,7 @@ from ddi_kernels import (
     gated_conv2d,
     gated_dense_layer_,
     gather_samples,
+    scatter_samples_,
     skip_conv2d_,
 )
 
@@ -41,7 +43,9 @@ def main() -> None:
         gate_plan(pooled, state, state, [torch.randn(size, device="cuda") for size in sizes])
     if backends.cuda_available()[0]:
         with backend("native"):
-            gather_samples(x, torch.tensor([2, 0], device="cuda"))
+            index = torch.tensor([2, 0], device="cuda")
+            scatter_samples_(x, gather_samples(x, index), index)
+            active_channels(gate, 72, 16)
     torch.cuda.synchronize()
     assert not x.isnan().any()
     print("smoke: ok")
