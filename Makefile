@@ -8,7 +8,7 @@ GPU_PYTHON ?= python3
 # Kernels are checked on one thread and two; more threads than cores only add noise.
 PYTEST := $(BIN)/python -m pytest --durations=10
 
-.PHONY: demo test test-all lint format clean wheel bench sanitize check-kernels check-arm check-gpu engine fuzz
+.PHONY: demo test test-all lint format clean wheel bench sanitize check-kernels check-headers check-arm check-gpu engine fuzz
 
 demo: .venv/built
 	$(BIN)/ddi demo --out out/demo
@@ -56,6 +56,10 @@ sanitize: .venv/built
 # GPU code without a GPU: Triton's interpreter, cubins of every shipped tile, nvcc.
 check-kernels: .venv/built
 	$(PYTEST) tests/interpreter tests/aot tests/cuda
+
+# The CUDA sources against the headers of the torch that a GPU machine has; downloads its wheel.
+check-headers: .venv/built
+	$(BIN)/python tests/cuda/other_torch.py $(or $(TORCH),2.11.0)
 
 # ARM code without an ARM: cross-compilers and qemu must be there.
 ARM_TOOLS := aarch64-linux-gnu-g++ arm-linux-gnueabihf-g++ qemu-aarch64 qemu-arm

@@ -15,6 +15,7 @@ from .cost import count_macs, energy, latency
 from .decision import Decision, Mask
 from .freeze import FreezeError, freeze
 from .gates import DDIConfig, DenseConvConfig, DenseDDIConfig
+from .graphed import GraphedModel
 from .losses import branch_loss, budget_loss, distillation_loss
 from .nn import (
     ExitHead,
@@ -48,6 +49,7 @@ __all__ = [
     "GatedDenseLayer",
     "GatedNorm",
     "GatedTransition",
+    "GraphedModel",
     "LayerSkip",
     "Mask",
     "__version__",
