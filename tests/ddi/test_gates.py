@@ -1,5 +1,7 @@
 """Every gate: shapes, straight-through gradients, monotone threshold, state_dict and config round trips."""
 
+import copy
+
 import pytest
 import torch
 from gated_models import images, mixed_model, tiny_densenet
@@ -181,3 +183,20 @@ def test_gates_stay_in_full_precision_under_autocast(name, config):
         model.train()(x)
     softs = [mask.soft for block in rec.passes[0] for mask in block.decision.masks]
     assert softs and all(soft.dtype == torch.float32 for soft in softs)
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "densenet_bc40"])
+def test_gates_of_a_half_precision_model_stay_full(name):
+    config = ddi.DDIConfig(group_size=4) if name == "cifar_resnet20" else ddi.DenseDDIConfig(group_size=4)
+    torch.manual_seed(0)
+    model = ddi.create_model(name, gates=config).eval()
+    images = torch.randn(4, 3, 32, 32)
+    before = copy.deepcopy(model.ddi_gates.state_dict())
+    model.bfloat16()
+    assert {p.dtype for p in model.ddi_gates.parameters()} == {torch.float32}
+    assert {p.dtype for n, p in model.named_parameters() if "ddi_gates" not in n} == {torch.bfloat16}
+    assert all(torch.equal(before[key], value) for key, value in model.ddi_gates.state_dict().items())
+    with torch.inference_mode(), ddi.record(model) as rec:
+        assert model(images.bfloat16()).dtype == torch.bfloat16
+    assert rec.mac_ratio == pytest.approx(1, abs=0.01)  # as they are initialised, all open
+    assert {p.dtype for p in model.double().parameters()} == {torch.float64}

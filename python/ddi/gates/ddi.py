@@ -11,6 +11,7 @@ multiply-adds a block, against millions in the block.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -97,6 +98,15 @@ class ThresholdGates(nn.Module):
             ValueError: not in (0, 1).
         """
         self.config = replace(self.config, threshold=threshold)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # model.bfloat16() and model.half() leave the gates as they are: they compare with a threshold.
+        def moved(t: Tensor) -> Tensor:
+            other = fn(t)
+            half = other.dtype in (torch.bfloat16, torch.float16)
+            return t.to(other.device) if half and other.dtype != t.dtype else other
+
+        return super()._apply(moved, recurse)
 
     def layers(self, site: GateSite, shape: torch.Size) -> list[GateLayer]:
         """See :class:`ddi.gates.Gate`."""

@@ -17,6 +17,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddi_kernels import gate_plan
+
 from ..decision import Decision, Mask
 from . import GateLayer, GateSite, full_precision, gate_input, require_kind
 from .ddi import ChannelGate, ThresholdGates, check_sizes, threshold_logit
@@ -73,6 +75,10 @@ class DenseGates(ThresholdGates):
         """float[N, groups] of one layer's gate, in its own precision."""
         raise NotImplementedError
 
+    def _open(self, gate: Any, x: Tensor) -> Tensor:
+        """bool[N, groups] of one layer's gate, at inference."""
+        return self._logits(gate, x) > self.threshold_logit
+
     def _layers(self, gate: Any, shape: torch.Size) -> list[GateLayer]:
         """Of one layer's gate, see `layers`."""
         raise NotImplementedError
@@ -83,11 +89,14 @@ class DenseGates(ThresholdGates):
     def decide(self, site: GateSite, x: Tensor, state: tuple[()]) -> tuple[Decision, tuple[()]]:
         if not site.interior:
             return Decision(), state
+        gate, soft = self.channel[site.name], None
         with full_precision(x):
-            logits = self._logits(self.channel[site.name], x)
-        soft = torch.sigmoid(logits) if torch.is_grad_enabled() else None
-        mask = Mask(logits > self.threshold_logit, group_size=self.config.group_size, soft=soft)
-        return Decision(masks=(mask,)), state
+            if torch.is_grad_enabled():
+                logits = self._logits(gate, x)
+                opened, soft = logits > self.threshold_logit, torch.sigmoid(logits)
+            else:
+                opened = self._open(gate, x)
+        return Decision(masks=(Mask(opened, group_size=self.config.group_size, soft=soft),)), state
 
     def layers(self, site: GateSite, shape: torch.Size) -> list[GateLayer]:
         return self._layers(self.channel[site.name], shape) if site.interior else []
@@ -103,6 +112,13 @@ class DenseDDIGates(DenseGates):
 
     def _logits(self, gate: Any, x: Tensor) -> Tensor:
         return gate.expand(F.relu(gate.reduce(gate_input(x, gate.reduce.weight))))
+
+    def _open(self, gate: Any, x: Tensor) -> Tensor:
+        means = gate_input(x, gate.reduce.weight)
+        none = means.new_empty((means.shape[0], 0))
+        reduce, expand = gate.reduce, gate.expand
+        weights = (reduce.weight, reduce.bias, expand.weight, expand.bias)
+        return gate_plan(means, none, none, channel=weights, threshold=self.threshold_logit)[1]
 
     def _layers(self, gate: Any, shape: torch.Size) -> list[GateLayer]:
         return [GateLayer.of_matrix(w) for w in gate.parameters() if w.dim() == 2]
