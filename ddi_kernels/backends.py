@@ -63,7 +63,9 @@ native_library, _native_reason = _load_native()
 cuda_library, _cuda_reason = _load_cuda()
 
 # Operators that ddi_kernels._C_cuda brings; the others compute in plain torch on a GPU.
-_CUDA_OPS = frozenset({"active_channels", "gather_samples", "scatter_samples", "scatter_samples_"})
+_CUDA_OPS = frozenset(
+    {"active_channels", "gather_samples", "resident_stage", "scatter_samples", "scatter_samples_"}
+)
 
 
 def native_available() -> tuple[bool, str]:

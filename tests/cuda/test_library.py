@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "csrc" / "cuda"))
 import nvcc_build  # noqa: E402
 
-OPERATORS = ["active_channels", "gather_samples", "scatter_samples", "scatter_samples_"]
+OPERATORS = ["active_channels", "gather_samples", "resident_stage", "scatter_samples", "scatter_samples_"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_kernels_do_not_spill(built):
     spills = re.findall(
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", built[1]
     )
-    assert len(spills) >= 18 and set(spills) == {("0", "0", "0")}
+    assert len(spills) >= 24 and set(spills) == {("0", "0", "0")}
     for name in ("sm_80", "sm_90a"):
         assert f"for '{name}'" in built[1]
 

@@ -11,6 +11,8 @@ from ddi_kernels import (
     gated_conv2d,
     gated_dense_layer_,
     gather_samples,
+    pack_stage,
+    resident_stage,
     scatter_samples_,
     skip_conv2d_,
 )
@@ -46,6 +48,11 @@ def main() -> None:
             index = torch.tensor([2, 0], device="cuda")
             scatter_samples_(x, gather_samples(x, index), index)
             active_channels(gate, 72, 16)
+            filters = torch.randn(2, 2, 64, 64, 3, 3, device="cuda", dtype=torch.bfloat16) / 24
+            image = torch.randn(3, 64, 8, 8, device="cuda", dtype=torch.bfloat16)
+            biases, none = torch.zeros(2, 2, 64, device="cuda"), torch.empty(3, 0, device="cuda")
+            if torch.cuda.get_device_capability()[0] >= 9:
+                resident_stage(image, none, none, pack_stage(*filters), biases)
     torch.cuda.synchronize()
     assert not x.isnan().any()
     print("smoke: ok")

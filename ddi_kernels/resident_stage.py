@@ -1,0 +1,259 @@
+"""A stage of a CIFAR ResNet with its gates as one operator: blocks of one width, walked sample by sample.
+
+For b = 0, 1, ...: means of x -> gates (`gate_plan`) -> keep_b, open_b; x = the block's output where kept
+(`gated_basic_block`, stride 1, no shortcut convolution), else x. On a GPU one block of threads holds a sample
+in its shared memory and walks the stage: a skipped block costs its gates and a branch, and a network is a
+launch a stage however deep it is. Such small images are bound by launches, not by arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddi_kernels.active_channels import group_count
+from ddi_kernels.backends import no_native_kernel, use_native
+from ddi_kernels.block_parts import (
+    Residual,
+    check_image,
+    interior,
+    join,
+    needs_gradient,
+    pooled_dtype,
+    pooled_means,
+)
+from ddi_kernels.checks import argument_error, check_at_least, check_like, check_tensor, describe
+from ddi_kernels.gate_plan import gate_logits
+from ddi_kernels.registry import Op, register
+
+_NAME = "resident_stage"
+# Channels and side of the images that the kernel has room for, and the widths of gates.
+SHAPES = {16: 32, 32: 16, 64: 8}
+_MAX_GATE = 32
+
+
+def pack_stage(weight1: Tensor, weight2: Tensor) -> Tensor:
+    """Weights of a stage's convolutions in the order in which `resident_stage` reads them.
+
+    Args:
+        weight1, weight2: Tensor[B, C, C, 3, 3], both convolutions of each block, BatchNorm folded in; C is
+            16, 32 or 64.
+
+    Returns:
+        Tensor[B, 2, 9, C, C]: tap, output, input, with the 8-channel pieces of each row turned so that
+        matrix loads from shared memory meet no bank twice.
+
+    Raises:
+        ValueError: another shape.
+
+    Example:
+        >>> import torch
+        >>> from ddi_kernels import pack_stage
+        >>> pack_stage(torch.zeros(3, 16, 16, 3, 3), torch.zeros(3, 16, 16, 3, 3)).shape
+        torch.Size([3, 2, 9, 16, 16])
+    """
+    check_tensor("pack_stage", "weight1", weight1, dims=5)
+    b, c = weight1.shape[:2]
+    if c not in SHAPES:
+        raise argument_error("pack_stage", "weight1", describe(weight1), f"one of {tuple(SHAPES)} channels")
+    for name, weight in (("weight1", weight1), ("weight2", weight2)):
+        check_like("pack_stage", name, weight, (b, c, c, 3, 3), weight1.dtype, like=weight1)
+    rows = torch.stack((weight1, weight2), 1).permute(0, 1, 4, 5, 2, 3).reshape(b, 2, 9, c, c)
+    return _turn(rows)
+
+
+def _turn(rows: Tensor) -> Tensor:
+    """[..., C, C] with each row's 8-channel pieces in the kernel's order, or back from it."""
+    c = rows.shape[-1]
+    row, pieces = torch.arange(c, device=rows.device), c // 8
+    turn = {2: row >> 2 & 1, 4: row >> 1 & 3, 8: row & 7}[pieces]
+    source = torch.arange(pieces, device=rows.device)[None, :] ^ turn[:, None]
+    index = (source[:, :, None] * 8 + torch.arange(8, device=rows.device)).reshape(c, c)
+    return rows.gather(-1, index.expand(rows.shape))
+
+
+def resident_stage(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    weights: Tensor,
+    biases: Tensor,
+    lstm: Sequence[Tensor] = (),
+    layer: Sequence[Tensor] = (),
+    channel: Sequence[Tensor] = (),
+    group_size: int = 1,
+    threshold: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Blocks of one width, gates included, in one launch. Not differentiable.
+
+    The kernel takes bfloat16 images of 16 channels and 32 x 32 pixels, 32 of 16 x 16 or 64 of 8 x 8, and
+    gates at most 32 wide, on GPUs of compute capability 9.0; elsewhere plain torch runs block by block.
+
+    Args:
+        x: Tensor[N, C, H, W] of a floating dtype, C 16, 32 or 64; channels_last is fast.
+        h, c: float32[N, hidden], the LSTM's state.
+        weights: Tensor[B, 2, 9, C, C] of x's dtype, from `pack_stage`.
+        biases: float32[B, 2, C], of both convolutions of each block.
+        lstm: as in `gate_plan`, float32, the same for all blocks; empty: hidden = 0.
+        layer: weight [B, hidden] and bias [B], float32; empty: every block is kept.
+        channel: reduce [B, R, C + hidden], bias [B, R], expand [B, G, R], bias [B, G] with
+            G = ceil(C / group_size), float32; empty: everything is open.
+        group_size: interior channels per bit.
+        threshold: a bit is set where its logit is above.
+
+    Returns:
+        y: Tensor[N, C, H, W], channels_last.
+        keep: bool[N, B].
+        open: bool[N, B, G], G = 0 without `channel`; of a skipped block, what its gate said.
+        h, c: float32[N, hidden], the next state.
+
+    Raises:
+        ValueError: an argument has the wrong type, shape, dtype or range.
+        RuntimeError: a gradient is needed, or the backend chosen by name cannot run this call.
+
+    Example:
+        >>> import torch
+        >>> from ddi_kernels import pack_stage, resident_stage
+        >>> zeros, none = torch.zeros(3, 16, 16, 3, 3), torch.empty(2, 0)
+        >>> weights, biases = pack_stage(zeros, zeros), torch.ones(3, 2, 16)
+        >>> y, keep, *_ = resident_stage(torch.zeros(2, 16, 4, 4), none, none, weights, biases)
+        >>> y.unique().tolist(), keep.shape
+        ([3.0], torch.Size([2, 3]))
+    """
+    check_tensor(_NAME, "x", x)
+    args = (x, h, c, weights, biases, lstm, layer, channel, group_size, threshold)
+    if needs_gradient((x, h, c, weights, biases, *lstm, *layer, *channel)):
+        raise RuntimeError(
+            f"{_NAME}: an argument requires a gradient, which it does not have. "
+            "Call under torch.inference_mode()"
+        )
+    check_args(*args)
+    if not use_native(_NAME, _no_native(*args)):
+        return reference(*args)
+    return _OP(*args)
+
+
+def _no_native(
+    x: Tensor, h: Tensor, c: Tensor, weights: Tensor, biases: Tensor, lstm: Any, layer: Any, channel: Any,
+    *_: Any,
+) -> str | None:  # fmt: skip
+    """Why no compiled kernel takes these arguments, None where one does."""
+    reason = no_native_kernel(_NAME, x) if x.is_cuda else f"it has no kernel for {x.device.type} tensors"
+    if reason is not None:
+        return reason
+    if x.dtype != torch.bfloat16:
+        return f"it computes in bfloat16, not in {x.dtype}"
+    if tuple(x.shape[2:]) != (SHAPES[x.shape[1]],) * 2:
+        return f"{x.shape[1]} channels must come with {SHAPES[x.shape[1]]} x {SHAPES[x.shape[1]]} pixels"
+    widths = [h.shape[1], channel[0].shape[1] if channel else 0]
+    if max(widths) > _MAX_GATE:
+        return f"its gates are at most {_MAX_GATE} wide, not {max(widths)}"
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return None if major >= 9 else f"it needs compute capability 9.0, this GPU has {major}.{minor}"
+
+
+def check_args(
+    x: Any, h: Any, c: Any, weights: Any, biases: Any, lstm: Any, layer: Any, channel: Any,
+    group_size: Any, threshold: Any,
+) -> tuple[int, int, int]:  # fmt: skip
+    """Raises ValueError for the first argument that is wrong; (blocks, hidden, groups) otherwise."""
+    check_image(_NAME, "x", x)
+    n, width = x.shape[:2]
+    if all(width != known for known in SHAPES):  # a traced size cannot be looked up
+        raise argument_error(_NAME, "x", describe(x), f"one of {tuple(SHAPES)} channels")
+    check_tensor(_NAME, "weights", weights, dims=5)
+    blocks, full = weights.shape[0], torch.float32
+    check_like(_NAME, "weights", weights, (blocks, 2, 9, width, width), x.dtype, like=x)
+    check_like(_NAME, "biases", biases, (blocks, 2, width), full, like=x)
+    check_at_least(_NAME, "group_size", group_size, 1)
+    for name, values, counts in (
+        ("lstm", lstm, (0, 6)),
+        ("layer", layer, (0, 2)),
+        ("channel", channel, (0, 4)),
+    ):
+        if len(values) not in counts:
+            raise argument_error(_NAME, name, f"{len(values)} tensors", f"one of {counts} tensors")
+    if layer and not lstm:
+        expected = "none without lstm, whose state it reads"
+        raise argument_error(_NAME, "layer", f"{len(layer)} tensors", expected)
+    hidden, groups, reduced = 0, 0, 0
+    if lstm:
+        check_tensor(_NAME, "lstm[0]", lstm[0], dims=2)
+        hidden = lstm[0].shape[0]
+    if channel:
+        check_tensor(_NAME, "channel[0]", channel[0], dims=3)
+        groups, reduced = group_count(width, group_size), channel[0].shape[1]
+    square, wide = (4 * hidden, hidden), (4 * hidden,)
+    shapes = {
+        "lstm": [(hidden, width), (hidden,), square, square, wide, wide],
+        "layer": [(blocks, hidden), (blocks,)],
+        "channel": [
+            (blocks, reduced, width + hidden),
+            (blocks, reduced),
+            (blocks, groups, reduced),
+            (blocks, groups),
+        ],
+    }
+    for name, values in (("lstm", lstm), ("layer", layer), ("channel", channel)):
+        for i, (value, shape) in enumerate(zip(values, shapes[name], strict=False)):
+            check_like(_NAME, f"{name}[{i}]", value, shape, full, like=x)
+    check_like(_NAME, "h", h, (n, hidden), full, like=x)
+    check_like(_NAME, "c", c, (n, hidden), full, like=x)
+    return blocks, hidden, groups
+
+
+def reference(
+    x: Tensor, h: Tensor, c: Tensor, weights: Tensor, biases: Tensor, lstm: Any, layer: Any, channel: Any,
+    group_size: int, threshold: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Plain torch `resident_stage`, the specification of all other implementations."""
+    blocks, _, groups = check_args(x, h, c, weights, biases, lstm, layer, channel, group_size, threshold)
+    n, width = x.shape[:2]
+    filters = _turn(weights).reshape(blocks, 2, 3, 3, width, width).permute(0, 1, 4, 5, 2, 3)
+    y, pooled = x, pooled_means(x, True).float()
+    keeps, opens = (
+        x.new_empty((n, blocks), dtype=torch.bool),
+        x.new_empty((n, blocks, groups), dtype=torch.bool),
+    )
+    for b in range(blocks):
+        gates = [w[b : b + 1] for w in layer], [w[b] for w in channel]
+        logit, logits, h, c = gate_logits(pooled, h, c, lstm, *gates)
+        keeps[:, b] = True if logit is None else logit > threshold
+        if logits is not None:
+            opens[:, b] = logits > threshold
+        mask = opens[:, b] if channel else None
+        bias1, bias2 = biases[b].to(x.dtype)
+        inside = interior(F.conv2d(y, filters[b, 0], bias1, padding=1), mask, None, group_size)
+        # A skipped sample's means are those that it came with.
+        around = Residual(y, None, None, None, keeps[:, b], None, 1, True, pooled.to(pooled_dtype(x)))
+        y, pooled = join(around, F.conv2d(inside, filters[b, 1], bias2, padding=1))
+        pooled = pooled.float()
+    y = y.clone() if blocks == 0 else y
+    # An operator may not return its arguments.
+    state = (h, c) if lstm and blocks else (h.clone(), c.clone())
+    return (y.contiguous(memory_format=torch.channels_last), keeps, opens, *state)
+
+
+def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    blocks, hidden, groups = check_args(*args)
+    x = args[0]
+    n = x.shape[0]
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    bits = [x.new_empty(shape, dtype=torch.bool) for shape in ((n, blocks), (n, blocks, groups))]
+    return y, bits[0], bits[1], *(x.new_empty((n, hidden), dtype=torch.float32) for _ in range(2))
+
+
+_OP = register(
+    Op(
+        name=_NAME,
+        schema="(Tensor x, Tensor h, Tensor c, Tensor weights, Tensor biases, Tensor[] lstm, "
+        "Tensor[] layer, Tensor[] channel, int group_size, float threshold) -> "
+        "(Tensor y, Tensor keep, Tensor open, Tensor h_next, Tensor c_next)",
+        reference=reference,
+        fake=_fake,
+    )
+)
