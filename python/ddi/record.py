@@ -138,12 +138,20 @@ class GatePass:
     parent: GatePass | None
     state: Any = None
     concatenation: Concatenation | None = None  # of the dense block that is running
+    pooled: tuple[Tensor, Tensor] | None = None  # a residual block's output and its means
 
     def decide(self, block: GatedBlock, x: Tensor) -> Decision:
         """The decision for a residual block about to run on x: float[N, C, H, W]."""
-        decision = self._ask(block, x if self.gates.reads == "features" else channel_means(x), x)
+        means = None if self.gates.reads == "features" else self.means_of(x)
+        if means is None and self.gates.reads == "means":
+            means = channel_means(x)
+        decision = self._ask(block, x if means is None else means, x)
         self._record(block, x, decision)
         return decision
+
+    def means_of(self, x: Tensor) -> Tensor | None:
+        """float[N, C] if the block that made x pooled it."""
+        return self.pooled[1] if self.pooled is not None and self.pooled[0] is x else None
 
     def decide_dense(self, block: GatedBlock, x: Tensor) -> tuple[Decision, Concatenation]:
         """The decision for a reader of a dense block's concatenation x: float[N, C, H, W].

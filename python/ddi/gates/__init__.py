@@ -115,11 +115,12 @@ class Gate(Protocol):
 
     Attributes:
         reads: what `decide` takes of a block's input, in which closed channels are 0: its "features",
-            float[N, in_channels, H, W], or the "means" of them over the pixels, float[N, in_channels]. The
-            means of a dense layer's input come for nothing, each channel pooled by its producer.
+            float[N, in_channels, H, W], the "means" of them over the pixels, float[N, in_channels], or
+            "either". The means of a dense layer's input come for nothing, each channel pooled by its
+            producer; so do those of a residual block's on a GPU, behind another one.
     """
 
-    reads: Literal["features", "means"]
+    reads: Literal["features", "means", "either"]
 
     def initial_state(self, x: Tensor) -> Any:
         """The state before the first block of a pass whose input is x: float[N, C, H, W]."""

@@ -140,7 +140,7 @@ class ChannelGate(nn.Module):
 class DDIGates(ThresholdGates):
     """All gates of one backbone. See :class:`ddi.gates.Gate` for the methods a block calls."""
 
-    reads: ClassVar = "features"
+    reads: ClassVar = "either"
 
     def __init__(self, config: DDIConfig, sites: list[GateSite]) -> None:
         super().__init__(config)

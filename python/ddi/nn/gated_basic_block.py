@@ -33,10 +33,13 @@ class GatedBasicBlock(GatedResidualBlock):
     kernels = (3, 3)
     strided = 0
 
-    def _run_fused(self, x: Tensor, decision: Decision, prepared: PreparedResidual) -> Tensor:
+    def _run_fused(
+        self, x: Tensor, decision: Decision, prepared: PreparedResidual, pool: bool = False,
+        x_pooled: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         (conv1, conv2), shortcut = prepared.convs, prepared.shortcut
         mask = decision.masks[0] if decision.masks else None
-        y, _ = gated_basic_block(
+        return gated_basic_block(
             x,
             conv1.weight,
             conv1.bias,
@@ -53,5 +56,6 @@ class GatedBasicBlock(GatedResidualBlock):
             mask_scale=None if mask is None else mask.scale,
             group_size=1 if mask is None else mask.group_size,
             stride=prepared.stride,
+            pool=pool,
+            x_pooled=x_pooled,
         )
-        return y

@@ -36,11 +36,14 @@ class GatedBottleneck(GatedResidualBlock):
     kernels = (1, 3, 1)
     strided = 1
 
-    def _run_fused(self, x: Tensor, decision: Decision, prepared: PreparedResidual) -> Tensor:
+    def _run_fused(
+        self, x: Tensor, decision: Decision, prepared: PreparedResidual, pool: bool = False,
+        x_pooled: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         (conv1, conv2, conv3), shortcut = prepared.convs, prepared.shortcut
         masks: tuple[Mask | None, ...] = decision.masks or (None, None)
         mask1, mask2 = masks
-        y, _ = gated_bottleneck(
+        return gated_bottleneck(
             x,
             conv1.weight,
             conv1.bias,
@@ -63,5 +66,6 @@ class GatedBottleneck(GatedResidualBlock):
             mask2_scale=None if mask2 is None else mask2.scale,
             group_size2=1 if mask2 is None else mask2.group_size,
             stride=prepared.stride,
+            pool=pool,
+            x_pooled=x_pooled,
         )
-        return y

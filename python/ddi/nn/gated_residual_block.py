@@ -55,6 +55,11 @@ def _conv_bn(shortcut: nn.Module | None) -> tuple[nn.Conv2d, nn.BatchNorm2d] | N
     return None
 
 
+def _hands_on_means(x: Tensor) -> bool:
+    """Whether a block pools what it writes for the next one's gates: on a CPU they pool it from the cache."""
+    return not x.is_cpu
+
+
 class GatedResidualBlock(GatedBlock):
     """Base of the two kinds of residual block. Subclasses name their convolutions and their operator."""
 
@@ -108,8 +113,10 @@ class GatedResidualBlock(GatedBlock):
 
     def forward(self, x: Tensor, decision: Decision | None = None) -> Tensor:
         """x: float[N, C_in, H, W] -> float[N, C, H', W']; decision None asks the model's gates."""
+        gate_pass = None
         if decision is None:
-            decision = current_pass(self.site.name).decide(self, x)
+            gate_pass = current_pass(self.site.name)
+            decision = gate_pass.decide(self, x)
         elif len(decision.masks) not in (0, len(self.site.interior)):
             expected = f"none or one for each interior tensor ({len(self.site.interior)})"
             raise ValueError(f"{type(self).__name__}: got {len(decision.masks)} masks, expected {expected}")
@@ -117,9 +124,13 @@ class GatedResidualBlock(GatedBlock):
             raise ValueError(
                 f"{type(self).__name__}: got in_mask, expected None: its shortcut reads all of x"
             )
-        if runs_sparse(x, self, decision):
+        if not runs_sparse(x, self, decision):
+            return self._forward_dense(x, decision)
+        if gate_pass is None or not _hands_on_means(x) or not self.prepared().fused:
             return self._forward_sparse(x, decision)
-        return self._forward_dense(x, decision)
+        y, means = self._run_fused(x, decision, self.prepared(), True, gate_pass.means_of(x))
+        gate_pass.pooled = (y, means)
+        return y
 
     def _forward_dense(self, x: Tensor, decision: Decision) -> Tensor:
         *inner, (last_conv, last_bn) = self._conv_bns()
@@ -139,7 +150,7 @@ class GatedResidualBlock(GatedBlock):
             return x  # what an operator would have to copy
         prepared: PreparedResidual = self.prepared()
         if prepared.fused:
-            return self._run_fused(x, decision, prepared)
+            return self._run_fused(x, decision, prepared)[0]
         if decision.keep is None:
             return self._run(x, decision, prepared)
         if not x.is_cpu:
@@ -152,8 +163,11 @@ class GatedResidualBlock(GatedBlock):
         rows = self._run(gather_samples(x, index), decision.select(index), prepared)
         return scatter_samples(x, rows, index)
 
-    def _run_fused(self, x: Tensor, decision: Decision, prepared: PreparedResidual) -> Tensor:
-        """All samples through one operator, which copies the skipped ones."""
+    def _run_fused(
+        self, x: Tensor, decision: Decision, prepared: PreparedResidual, pool: bool = False,
+        x_pooled: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """All samples through one operator, which copies the skipped ones, and pools y if asked to."""
         raise NotImplementedError
 
     def _run(self, x: Tensor, decision: Decision, prepared: PreparedResidual) -> Tensor:
