@@ -18,6 +18,7 @@ from ddi_kernels.triton.tiles import Gpu, Tile
 GPUS = {gpu.capability: gpu for gpu in (Gpu(80, 163 * 1024), Gpu(90, 227 * 1024), Gpu(100, 227 * 1024))}
 # What a tensor-core instruction on 16-bit operands is called there.
 TENSOR_CORE = {80: r"\bHMMA", 90: r"\bHGMMA", 100: r"\bUTC[A-Z]*MMA"}
+ONES: set[str] = set()  # integers that kernels are compiled for the value 1 of
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _FILTER = {"KH": 3, "KW": 3, "SH": 1, "SW": 1, "PH": 1, "PW": 1, "DH": 1, "DW": 1}
@@ -28,6 +29,9 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], sm: 
 
     Pointers and channel counts are divisible by 16, as they are for torch tensors of such channels.
     """
+    # As Triton does with an argument that is 1.
+    constants = constants | {name: 1 for name in ONES if name in types}
+    types = {name: kind for name, kind in types.items() if name not in ONES}
     place = {name: i for i, name in enumerate(kernel.arg_names)}
     channels = ("CI", "CO", "X_WIDTH", "Y_WIDTH")
     aligned = [name for name, kind in types.items() if kind.startswith("*") or name in channels]

@@ -136,6 +136,36 @@ def test_plans(sm: int) -> None:
         assert cubins.means_kernel(sm, packed).asm["cubin"]
 
 
+@pytest.mark.slow
+def test_arguments_that_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton makes constants of such arguments, and a constant has not all that a tensor has."""
+    tile = Tile(64, 64, 32, 4, 4)
+    for ones in (
+        {
+            "N",
+            "tiles",
+            "in_chunks",
+            "out_chunks",
+            "scale_groups",
+            "col_tiles",
+            "segments",
+            "chunks",
+            "groups",
+        },
+        {"OH", "OW", "H", "W", "P", "BM", "CI", "CO", "C", "hidden", "reduced", "in_stride", "out_stride"},
+    ):
+        monkeypatch.setattr(cubins, "ONES", set(ones))
+        for form in ("alone", "interior", "last"):
+            assert cubins.gated_kernel(tile, torch.bfloat16, 90, form).asm["cubin"]
+        for copy in (False, True):
+            assert cubins.skip_kernel(tile, torch.bfloat16, 90, copy=copy).asm["cubin"]
+        assert cubins.middle_kernel(tile, torch.bfloat16, 90).asm["cubin"]
+        assert cubins.new_channels_kernel(tile, torch.bfloat16, 90).asm["cubin"]
+        kernels = [cubins.gated_plan_kernel(90), cubins.skip_plan_kernel(90), cubins.dense_plan_kernel(90)]
+        kernels += [f(90, flag) for f in (cubins.gate_kernel, cubins.means_kernel) for flag in (False, True)]
+        assert all(kernel.asm["cubin"] for kernel in kernels)
+
+
 def test_the_report_sees_a_spill(tmp_path: Path) -> None:
     # 128 x 256 sums in four warps are more than 255 registers a thread.
     kernel = cubins.gated_kernel(Tile(128, 256, 64, 4, 3), torch.bfloat16, 80)
