@@ -20,7 +20,7 @@ from ddi_kernels.gated_dense_layer import gated_dense_layer, gated_dense_layer_
 from ddi_kernels.gather_samples import gather_samples
 from ddi_kernels.prepack_conv2d import prepack_conv2d
 from ddi_kernels.quantize import quantize, quantize_weight
-from ddi_kernels.resident_stage import pack_stage, resident_stage
+from ddi_kernels.resident_stage import pack_stage, resident_stage, resident_stage_unsupported
 from ddi_kernels.scatter_samples import scatter_samples, scatter_samples_
 from ddi_kernels.skip_conv2d import skip_conv2d_
 
@@ -44,6 +44,7 @@ __all__ = [
     "quantize",
     "quantize_weight",
     "resident_stage",
+    "resident_stage_unsupported",
     "scatter_samples",
     "scatter_samples_",
     "skip_conv2d_",

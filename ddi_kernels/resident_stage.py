@@ -132,26 +132,29 @@ def resident_stage(
             "Call under torch.inference_mode()"
         )
     check_args(*args)
-    if not use_native(_NAME, _no_native(*args)):
+    reduced = channel[0].shape[1] if channel else 0
+    if not use_native(_NAME, resident_stage_unsupported(x, h.shape[1], reduced)):
         return reference(*args)
     return _OP(*args)
 
 
-def _no_native(
-    x: Tensor, h: Tensor, c: Tensor, weights: Tensor, biases: Tensor, lstm: Any, layer: Any, channel: Any,
-    *_: Any,
-) -> str | None:  # fmt: skip
-    """Why no compiled kernel takes these arguments, None where one does."""
+def resident_stage_unsupported(x: Tensor, hidden: int, reduced: int) -> str | None:
+    """Why no compiled `resident_stage` takes images like x and gates this wide, None where one does.
+
+    Args:
+        x: Tensor[N, C, H, W].
+        hidden, reduced: widths of the LSTM and of the channel gate's hidden layer, 0 without them.
+    """
     reason = no_native_kernel(_NAME, x) if x.is_cuda else f"it has no kernel for {x.device.type} tensors"
     if reason is not None:
         return reason
     if x.dtype != torch.bfloat16:
         return f"it computes in bfloat16, not in {x.dtype}"
-    if tuple(x.shape[2:]) != (SHAPES[x.shape[1]],) * 2:
-        return f"{x.shape[1]} channels must come with {SHAPES[x.shape[1]]} x {SHAPES[x.shape[1]]} pixels"
-    widths = [h.shape[1], channel[0].shape[1] if channel else 0]
-    if max(widths) > _MAX_GATE:
-        return f"its gates are at most {_MAX_GATE} wide, not {max(widths)}"
+    channels, side = x.shape[1], SHAPES.get(x.shape[1])
+    if tuple(x.shape[2:]) != (side, side):
+        return f"it has no kernel for {channels} channels of {x.shape[2]} x {x.shape[3]} pixels"
+    if max(hidden, reduced) > _MAX_GATE:
+        return f"its gates are at most {_MAX_GATE} wide, not {max(hidden, reduced)}"
     major, minor = torch.cuda.get_device_capability(x.device)
     return None if major >= 9 else f"it needs compute capability 9.0, this GPU has {major}.{minor}"
 

@@ -23,20 +23,20 @@ SHAPES = [(64, 56), (128, 28), (256, 14), (512, 7)]
 DENSE_SHAPES = [(128, 56), (256, 28)]
 BATCHES = (64, 8, 256, 1)
 
-Suite = Callable[[], Iterator[dict[str, Any]]]
+Suite = tuple[str, Callable[[], Iterator[dict[str, Any]]]]  # the backend that it runs on, and its rows
 
 
 def suites(compiled: bool) -> Iterator[Suite]:
     """What matters most first: the budget may end the run anywhere."""
-    yield ceiling_rows
+    yield "auto", ceiling_rows
     for n in BATCHES:
         for kind in ("basic", "bottleneck"):
             for rows in (skip_rows, gated_block_rows):
-                yield from (partial(rows, kind, *shape, n) for shape in SHAPES)
-        yield from (partial(conv_rows, *shape, n) for shape in SHAPES)
+                yield from (("triton", partial(rows, kind, *shape, n)) for shape in SHAPES)
+        yield from (("triton", partial(conv_rows, *shape, n)) for shape in SHAPES)
         if n == BATCHES[0]:
-            yield from (partial(dense_layer_rows, *shape, n) for shape in DENSE_SHAPES)
-            yield from (partial(network_rows, *network, compiled) for network in NETWORKS)
+            yield from (("triton", partial(dense_layer_rows, *shape, n)) for shape in DENSE_SHAPES)
+            yield from (("auto", partial(network_rows, *network, compiled)) for network in NETWORKS)
 
 
 def text(row: dict[str, Any]) -> str:
@@ -54,14 +54,15 @@ def text(row: dict[str, Any]) -> str:
 def measure(chosen: Iterator[Suite], seconds: float) -> list[dict[str, Any]]:
     """Rows until the time is up; the last one says so if it was."""
     deadline, rows = time.monotonic() + seconds, []
-    for suite in chosen:
-        for row in suite():
-            rows.append(row)
-            print(text(row), flush=True)
-            if time.monotonic() > deadline:
-                rows.append({"incomplete": True, "reason": f"the budget of {seconds:g} s is spent"})
-                print(rows[-1]["reason"])
-                return rows
+    for name, suite in chosen:
+        with backend(name):
+            for row in suite():
+                rows.append(row)
+                print(text(row), flush=True)
+                if time.monotonic() > deadline:
+                    rows.append({"incomplete": True, "reason": f"the budget of {seconds:g} s is spent"})
+                    print(rows[-1]["reason"])
+                    return rows
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return rows
@@ -80,7 +81,7 @@ def main() -> None:
         sys.exit("bench.gpu: error: no CUDA GPU is visible")
     torch.manual_seed(args.seed)
     torch.backends.cudnn.benchmark = True
-    with torch.inference_mode(), backend("triton"):
+    with torch.inference_mode():
         rows = measure(suites(args.compile), args.budget)
     if args.json:
         write_rows(args.json, rows)

@@ -146,7 +146,7 @@ class GatePass:
         if means is None and self.gates.reads == "means":
             means = channel_means(x)
         decision = self._ask(block, x if means is None else means, x)
-        self._record(block, x, decision)
+        self.note(block, x, decision)
         return decision
 
     def means_of(self, x: Tensor) -> Tensor | None:
@@ -170,7 +170,7 @@ class GatePass:
         means = self.gates.reads == "means"
         decision = self._ask(block, self.concatenation.pooled if means else self.concatenation.features(x), x)
         decision = replace(decision, in_mask=self.concatenation.mask)
-        self._record(block, x, decision)
+        self.note(block, x, decision)
         return decision, self.concatenation
 
     def _ask(self, block: GatedBlock, seen: Tensor, x: Tensor) -> Decision:
@@ -181,7 +181,8 @@ class GatePass:
         decision, self.state = self.gates.decide(block.site, seen, self.state)
         return decision
 
-    def _record(self, block: GatedBlock, x: Tensor, decision: Decision) -> None:
+    def note(self, block: GatedBlock, x: Tensor, decision: Decision) -> None:
+        """Puts what was decided for a block on the record, if there is one."""
         if self.blocks is not None:
             self.blocks.append(BlockRecord(block.site.name, decision, x.shape, block, self.gates))
             if self.watch is not None:
@@ -190,6 +191,11 @@ class GatePass:
 
 _PASS: ContextVar[GatePass | None] = ContextVar("ddi_gate_pass", default=None)
 _RECORDS: ContextVar[tuple[Record, ...]] = ContextVar("ddi_records", default=())
+
+
+def running_pass() -> GatePass | None:
+    """The innermost running pass, None outside of any."""
+    return _PASS.get()
 
 
 def current_pass(block_name: str) -> GatePass:

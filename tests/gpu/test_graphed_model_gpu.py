@@ -54,3 +54,31 @@ def test_a_graph_replays_with_other_images(name):
         for x, answer in zip(images, answers, strict=True):
             torch.testing.assert_close(answer, model(x))
     assert not torch.equal(answers[0], answers[1])
+
+
+def test_stages_run_resident(monkeypatch):
+    from ddi.nn import resident_stage as resident
+
+    model, images = build("cifar_resnet20")
+    model.bfloat16()
+    x, calls, run = images[0].bfloat16(), [], resident.resident_stage
+    reason = resident.resident_stage_unsupported(x[:, :1].expand(-1, 16, -1, -1), 10, 16)
+    if reason is not None:
+        assert "C_cuda" in reason or "compute capability" in reason
+        pytest.skip(reason)
+    monkeypatch.setattr(resident, "resident_stage", lambda *a: calls.append(1) or run(*a))
+    with torch.inference_mode(), ddi.record(model) as found:
+        y = model(x)
+    assert len(calls) == 3
+    monkeypatch.setattr(resident, "resident_stage_unsupported", lambda *a: "block by block")
+    with torch.inference_mode(), ddi.record(model) as expected:
+        answer = model(x)
+    same = torch.ones(len(x), dtype=torch.bool, device="cuda")
+    for a, b in zip(found.passes[0], expected.passes[0], strict=True):
+        pairs = [(m.open, n.open) for m, n in zip(a.decision.masks, b.decision.masks, strict=True)]
+        if a.decision.keep is not None:
+            pairs.append((a.decision.keep[:, None], b.decision.keep[:, None]))
+        for bits, others in pairs:
+            same &= (bits == others).all(1)
+    assert same.double().mean() >= 0.5  # random gates, compared in bfloat16
+    torch.testing.assert_close(y[same], answer[same], atol=6e-2, rtol=6e-2)

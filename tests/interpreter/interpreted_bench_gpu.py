@@ -85,7 +85,7 @@ def test_networks(name):
 
 
 def test_a_spent_budget_is_said(capsys):
-    rows = command.measure(iter([SUITES["conv"]]), 0.0)
+    rows = command.measure(iter([("triton", SUITES["conv"])]), 0.0)
     assert len(rows) == 2 and rows[1] == {"incomplete": True, "reason": "the budget of 0 s is spent"}
     assert "the budget of 0 s is spent" in capsys.readouterr().out
     assert sum(1 for _ in command.suites(compiled=False)) == 88

@@ -14,6 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..nn.resident_stage import ResidentStage
 from .base import Backbone, Exits, Visit
 from .registry import register_model
 
@@ -70,11 +71,16 @@ class Bottleneck(nn.Module):
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class Stage(nn.Sequential):
+class Stage(ResidentStage):
     """Residual blocks on maps of one size."""
 
     def forward(self, x: Tensor, visit: Visit | None = None) -> Tensor:
-        for block in self:
+        first_resident = len(self) - len(self.resident_blocks())
+        for i, block in enumerate(self):
+            if visit is None and i == first_resident:
+                y = self.run_resident(x)
+                if y is not None:
+                    return y
             x = block(x)
             if visit is not None:
                 visit(x)
