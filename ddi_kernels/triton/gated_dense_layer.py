@@ -99,7 +99,10 @@ def _middle_kernel(
         scale = tl.load(scale_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
         shift = tl.load(shift_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
         b = tl.load(w_ptr + cols[None, :] * CI + c[:, None], mask=c_ok[:, None] & cols_ok[None, :], other=0.0)
-        a = relu(a.to(tl.float32) * scale[None, :] + shift[None, :])
+        # As `relu`, but in one instruction, since it is done for every piece of x and every tile.
+        a = tl.maximum(
+            a.to(tl.float32) * scale[None, :] + shift[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL
+        )
         if list_ptr is not None:
             # By selection: closed channels may hold NaN. Bits of a word cost less than loading them.
             a = tl.where((((word >> k.to(tl.int64)) & 1) != 0)[None, :], a, 0.0)

@@ -91,4 +91,4 @@ def accumulate(
 @triton.jit
 def relu(x):
     """max(x, 0) that keeps NaN, as torch's does."""
-    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(x < 0, 0.0, x)
