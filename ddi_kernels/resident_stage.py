@@ -144,6 +144,12 @@ def resident_stage_unsupported(x: Tensor, hidden: int, reduced: int) -> str | No
     Args:
         x: Tensor[N, C, H, W].
         hidden, reduced: widths of the LSTM and of the channel gate's hidden layer, 0 without them.
+
+    Example:
+        >>> import torch
+        >>> from ddi_kernels import resident_stage_unsupported
+        >>> resident_stage_unsupported(torch.zeros(1, 16, 32, 32), 10, 16)
+        'it has no kernel for cpu tensors'
     """
     reason = no_native_kernel(_NAME, x) if x.is_cuda else f"it has no kernel for {x.device.type} tensors"
     if reason is not None:
