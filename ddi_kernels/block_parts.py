@@ -8,6 +8,7 @@ nothing but pointers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -192,6 +193,13 @@ def unsupported_image(
     return None
 
 
+def _after_check(
+    check_args: Callable[..., Any], no_triton: Callable[..., str | None], *args: Any
+) -> str | None:
+    check_args(*args)
+    return no_triton(*args)
+
+
 def dispatch(
     op: str,
     overload: OpOverload,
@@ -205,7 +213,10 @@ def dispatch(
     """Calls the implementation that the backend in force, and a gradient if one is needed, ask for."""
     if needs_gradient(args):
         return reference(*args)
-    choice = choose(op, no_native, no_triton, args, args[0].is_cuda)
+
+    # Only right arguments can be asked about; wrong ones are named first.
+    checked = None if no_triton is None else partial(_after_check, check_args, no_triton)
+    choice = choose(op, no_native, checked, args, args[0].is_cuda)
     if choice == "reference":
         return reference(*args)
     chosen = overload if choice == "native" else overload_triton

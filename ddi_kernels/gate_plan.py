@@ -132,21 +132,26 @@ def _check_list(name: str, values: Any, shapes: Sequence[tuple[int, ...]], x: Te
         check_like(_NAME, f"{name}[{i}]", value, shape, x.dtype, like=x)
 
 
-def check_args(x: Any, h: Any, c: Any, lstm: Any, layer: Any, channel: Any) -> tuple[int, int]:
-    """Raises ValueError for the first argument that is wrong; (hidden, groups) otherwise."""
-    if x.dim() != 4 or not x.dtype.is_floating_point or min(x.shape[1:]) < 1:
-        expected = "a floating dtype and shape [N, C, H, W] or [N, C], no zero but N"
-        raise argument_error(_NAME, "x", describe(x), expected)
+def check_gate_lists(op: str, lstm: Any, layer: Any, channel: Any) -> None:
+    """Raises ValueError unless each gate has all of its tensors or none, and its state if it reads one."""
     for name, values, counts in (
         ("lstm", lstm, (0, 6)),
         ("layer", layer, (0, 2)),
         ("channel", channel, (0, 4)),
     ):
         if len(values) not in counts:
-            raise argument_error(_NAME, name, f"{len(values)} tensors", f"one of {counts} tensors")
+            raise argument_error(op, name, f"{len(values)} tensors", f"one of {counts} tensors")
     if layer and not lstm:
         expected = "none without lstm, whose state it reads"
-        raise argument_error(_NAME, "layer", f"{len(layer)} tensors", expected)
+        raise argument_error(op, "layer", f"{len(layer)} tensors", expected)
+
+
+def check_args(x: Any, h: Any, c: Any, lstm: Any, layer: Any, channel: Any) -> tuple[int, int]:
+    """Raises ValueError for the first argument that is wrong; (hidden, groups) otherwise."""
+    if x.dim() != 4 or not x.dtype.is_floating_point or min(x.shape[1:]) < 1:
+        expected = "a floating dtype and shape [N, C, H, W] or [N, C], no zero but N"
+        raise argument_error(_NAME, "x", describe(x), expected)
+    check_gate_lists(_NAME, lstm, layer, channel)
     channels, hidden = x.shape[1], 0
     if lstm:
         check_tensor(_NAME, "lstm[0]", lstm[0], dims=2)

@@ -132,12 +132,9 @@ def gated_bottleneck(
 
 def _run(*args: Any) -> tuple[Tensor, Tensor]:
     no_native = unsupported_image(args[0], DTYPES)
-    return dispatch(_NAME, _OP, reference, check_args, args, no_native, _OP_TRITON, _no_triton)
-
-
-def _no_triton(*args: Any) -> str | None:
-    check_args(*args)
-    return gated_bottleneck_unsupported(*args)
+    return dispatch(
+        _NAME, _OP, reference, check_args, args, no_native, _OP_TRITON, gated_bottleneck_unsupported
+    )
 
 
 def _run_autocast(*args: Any) -> tuple[Tensor, Tensor]:

@@ -174,24 +174,16 @@ def gated_dense_layer_(
         )
     pooled: Tensor = dispatch(
         _NAME_INPLACE, _OP_INPLACE, reference_, check_args_inplace, args, unsupported_image(buffer),
-        _OP_INPLACE_TRITON, _no_triton_inplace,
+        _OP_INPLACE_TRITON, gated_dense_layer_inplace_unsupported,
     )  # fmt: skip
     return pooled
 
 
-def _no_triton_inplace(*args: Any) -> str | None:
-    check_args_inplace(*args)
-    return gated_dense_layer_inplace_unsupported(*args)
-
-
 def _run(*args: Any) -> tuple[Tensor, Tensor]:
     no_native = unsupported_image(args[0])
-    return dispatch(_NAME, _OP, reference, check_args, args, no_native, _OP_TRITON, _no_triton)
-
-
-def _no_triton(*args: Any) -> str | None:
-    check_args(*args)
-    return gated_dense_layer_unsupported(*args)
+    return dispatch(
+        _NAME, _OP, reference, check_args, args, no_native, _OP_TRITON, gated_dense_layer_unsupported
+    )
 
 
 def check_args(*args: Any) -> tuple[int, int, int, int]:

@@ -27,7 +27,7 @@ from ddi_kernels.block_parts import (
     pooled_means,
 )
 from ddi_kernels.checks import argument_error, check_at_least, check_like, check_tensor, describe
-from ddi_kernels.gate_plan import gate_logits
+from ddi_kernels.gate_plan import check_gate_lists, gate_logits
 from ddi_kernels.registry import Op, register
 
 _NAME = "resident_stage"
@@ -179,16 +179,7 @@ def check_args(
     check_like(_NAME, "weights", weights, (blocks, 2, 9, width, width), x.dtype, like=x)
     check_like(_NAME, "biases", biases, (blocks, 2, width), full, like=x)
     check_at_least(_NAME, "group_size", group_size, 1)
-    for name, values, counts in (
-        ("lstm", lstm, (0, 6)),
-        ("layer", layer, (0, 2)),
-        ("channel", channel, (0, 4)),
-    ):
-        if len(values) not in counts:
-            raise argument_error(_NAME, name, f"{len(values)} tensors", f"one of {counts} tensors")
-    if layer and not lstm:
-        expected = "none without lstm, whose state it reads"
-        raise argument_error(_NAME, "layer", f"{len(layer)} tensors", expected)
+    check_gate_lists(_NAME, lstm, layer, channel)
     hidden, groups, reduced = 0, 0, 0
     if lstm:
         check_tensor(_NAME, "lstm[0]", lstm[0], dims=2)
