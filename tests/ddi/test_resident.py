@@ -93,6 +93,15 @@ def test_prepared_weights_never_go_stale(calls, change):
         torch.testing.assert_close(after, model(x), **CLOSE)
 
 
+def test_a_stage_whose_gates_were_taken_off(calls):
+    model, x = network(CONFIGS["both"]), torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        model(x)
+        assert len(calls) == 3
+        ddi.prepare_(ddi.revert_(model).train())
+        assert model(x).shape == (2, 10) and len(calls) == 3
+
+
 def test_weights_that_have_the_keys_they_had():
     keys = list(ddi.create_model("cifar_resnet20", gates=CONFIGS["both"]).state_dict())
     assert "layer1.0.conv1.weight" in keys and not [key for key in keys if "resident" in key]

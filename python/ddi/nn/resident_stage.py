@@ -36,6 +36,10 @@ class _Prepared:
     channel: list[Tensor]
 
 
+def _are_gated(blocks: Sequence[Any]) -> bool:
+    return all(isinstance(block, GatedBasicBlock) for block in blocks)
+
+
 class ResidentStage(nn.Sequential, PreparedModule):
     """Residual blocks on maps of one size. Base of a backbone's stages."""
 
@@ -67,19 +71,20 @@ class ResidentStage(nn.Sequential, PreparedModule):
         reduced = gates.config.channel_hidden if gates.config.channels else 0
         if resident_stage_unsupported(x, gates.config.hidden, reduced) is not None:
             return False
-        if not all(isinstance(block, GatedBasicBlock) for block in blocks):
+        if not _are_gated(blocks):
             return False
         return all(runs_sparse(x, block, Decision()) and block.prepared().fused for block in blocks)
 
     def _sources(self) -> tuple[Tensor | None, ...]:
-        if self.__dict__["_gates"] is None:
+        blocks = self.resident_blocks()
+        if self.__dict__["_gates"] is None or not _are_gated(blocks):
             return ()
-        own = [t for block in self.resident_blocks() for t in block._sources()]
+        own = [t for block in blocks for t in block._sources()]
         return (*own, *self.__dict__["_gates"].parameters())
 
     def _prepare(self) -> _Prepared | None:
         gates, blocks = self.__dict__["_gates"], self.resident_blocks()
-        if gates is None:
+        if gates is None or not _are_gated(blocks):  # not yet, or no longer
             return None
         convs = [block.prepared().convs for block in blocks]
         filters = [torch.stack([pair[i].weight for pair in convs]) for i in range(2)]
