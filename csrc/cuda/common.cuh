@@ -7,21 +7,10 @@
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/MemoryFormat.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
-#include <initializer_list>
-#include <vector>
+#include "../torch/tensors.h"
 
 namespace ddi {
-
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // torch's current stream on a device. The function is in libtorch_cuda, which CPU torch has not:
 // Python loads libraries with all symbols bound, so a plain reference would keep this one out.
@@ -46,44 +35,16 @@ inline void check_launch(const char* op) {
                   ": the CUDA kernel did not start: ", cudaGetErrorString(error));
 }
 
-// Whether the dimensions listed, fastest first, are dense; those left out may lie any distance
-// apart.
-inline bool dense_in_order(const Tensor& t, std::initializer_list<int64_t> fastest_first) {
-  int64_t expected = 1;
-  for (int64_t d : fastest_first) {
-    if (t.size(d) != 1 && t.stride(d) != expected) return false;
-    expected *= t.size(d);
-  }
-  return true;
+// An unwritten tensor on like's device.
+inline Tensor new_tensor(const Tensor& like, Sizes sizes, ScalarType dtype,
+                         MemoryFormat format = MemoryFormat::Contiguous) {
+  return new_strided(sizes, shim_dtype(dtype), format, aoti_torch_device_type_cuda(),
+                     like.get_device_index());
 }
 
-// torch's choice of an output's format: channels_last if x is dense in that order and in no other.
-inline MemoryFormat format_of(const Tensor& x) {
-  const bool last = x.dim() == 4 && !x.is_contiguous() && dense_in_order(x, {1, 3, 2, 0});
-  return last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-}
-
-// An unwritten tensor of like's dtype and device.
-inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes,
-                         MemoryFormat format) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  const auto place = [&](int64_t d) {
-    strides[d] = stride;
-    stride *= sizes[d] > 1 ? sizes[d] : 1;
-  };
-  if (format == MemoryFormat::ChannelsLast) {
-    for (int64_t d : {1, 3, 2, 0}) place(d);
-  } else {
-    for (int64_t d = static_cast<int64_t>(sizes.size()) - 1; d >= 0; --d) place(d);
-  }
-  int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
-      aoti_torch_device_type_cuda(), like.get_device_index(), &handle));
-  return Tensor(handle);
+// The same, of its dtype.
+inline Tensor new_tensor(const Tensor& like, Sizes sizes, MemoryFormat format) {
+  return new_tensor(like, sizes, like.scalar_type(), format);
 }
 
 }  // namespace ddi

@@ -67,17 +67,6 @@ void copy_rows(const char* op, const Rows& from, const Rows& to, int64_t bytes,
   check_launch(op);
 }
 
-// Whether each sample by itself is dense in this format, whatever lies between samples.
-inline bool samples_are_dense(const Tensor& x, MemoryFormat format) {
-  if (format == MemoryFormat::ChannelsLast) return dense_in_order(x, {1, 3, 2});
-  int64_t expected = 1;
-  for (int64_t d = x.dim() - 1; d > 0; --d) {
-    if (x.size(d) != 1 && x.stride(d) != expected) return false;
-    expected *= x.size(d);
-  }
-  return true;
-}
-
 inline Tensor dense_samples(const Tensor& x, MemoryFormat format) {
   return samples_are_dense(x, format) ? x : torch::stable::contiguous(x, format);
 }
@@ -93,12 +82,11 @@ inline Tensor check_samples(const char* op, const Tensor& x, const Tensor& index
   STD_TORCH_CHECK(x.dim() >= 1, op, ": x has no dimensions; expected [N, ...]");
   STD_TORCH_CHECK(x.is_cuda(), op, ": x is not on a GPU, but index is; move all to one device");
   check_cuda(op, "index", index, x);
-  STD_TORCH_CHECK(index.dim() == 1 && index.scalar_type() == ScalarType::Long, op, ": index has ",
-                  index.dim(), " dimensions and dtype ",
-                  torch::headeronly::toString(index.scalar_type()), "; expected int64[K]");
+  check_dim(op, "index", index, 1, "[K]");
+  check_dtype(op, "index", index, ScalarType::Long);
   STD_TORCH_CHECK(index.numel() <= INT32_MAX, op, ": index has ", index.numel(),
                   " entries; expected at most 2^31 - 1");
-  return index.is_contiguous() ? index : torch::stable::contiguous(index);
+  return as_dense(index, MemoryFormat::Contiguous);
 }
 
 }  // namespace ddi

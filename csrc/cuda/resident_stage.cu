@@ -13,18 +13,15 @@ constexpr const char* kOp = "resident_stage";
 void check(const char* name, const Tensor& t, const Tensor& x, ScalarType dtype,
            const std::vector<int64_t>& sizes) {
   check_cuda(kOp, name, t, x);
-  bool fits = t.scalar_type() == dtype && t.dim() == static_cast<int64_t>(sizes.size());
-  for (size_t d = 0; fits && d < sizes.size(); ++d)
-    fits = t.size(static_cast<int64_t>(d)) == sizes[d];
-  STD_TORCH_CHECK(fits, kOp, ": ", name,
-                  " has another dtype or shape than the other arguments ask for");
+  check_dtype(kOp, name, t, dtype);
+  check_shape(kOp, name, t, sizes);
 }
 
 // The dense form of a float tensor, kept alive in `kept`.
 const float* floats(const char* name, const Tensor& t, const Tensor& x,
                     const std::vector<int64_t>& sizes, std::vector<Tensor>& kept) {
   check(name, t, x, ScalarType::Float, sizes);
-  kept.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
+  kept.push_back(as_dense(t, MemoryFormat::Contiguous));
   return static_cast<const float*>(kept.back().const_data_ptr());
 }
 
@@ -98,15 +95,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> resident_stage_cuda(
   g.expand = w[10], g.expand_bias = w[11];
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const MemoryFormat last = MemoryFormat::ChannelsLast;
-  Tensor y = new_tensor(x, {x.sizes().begin(), x.sizes().end()}, last);
-  Tensor keep = torch::stable::new_empty(x, {samples, blocks}, ScalarType::Bool);
-  Tensor open = torch::stable::new_empty(x, {samples, blocks, g.groups}, ScalarType::Bool);
-  Tensor h_next = torch::stable::new_empty(x, {samples, hidden}, ScalarType::Float);
-  Tensor c_next = torch::stable::new_empty(x, {samples, hidden}, ScalarType::Float);
+  Tensor y = new_tensor(x, x.sizes(), last);
+  Tensor keep = new_tensor(x, {samples, blocks}, ScalarType::Bool);
+  Tensor open = new_tensor(x, {samples, blocks, g.groups}, ScalarType::Bool);
+  Tensor h_next = new_tensor(x, {samples, hidden}, ScalarType::Float);
+  Tensor c_next = new_tensor(x, {samples, hidden}, ScalarType::Float);
   if (samples == 0) return {y, keep, open, h_next, c_next};
   Tensor queue = torch::stable::new_zeros(x, {1}, ScalarType::Int);
-  const Tensor dense = dense_in_order(x, {1, 3, 2, 0}) ? x : torch::stable::contiguous(x, last);
-  const Tensor packed = weights.is_contiguous() ? weights : torch::stable::contiguous(weights);
+  const Tensor dense = as_dense(x, last);
+  const Tensor packed = as_dense(weights, MemoryFormat::Contiguous);
   StageData d{};
   d.x = static_cast<const uint16_t*>(dense.const_data_ptr());
   d.weights = static_cast<const uint16_t*>(packed.const_data_ptr());

@@ -9,13 +9,10 @@ namespace {
 Tensor check_rows(const char* op, const Tensor& x, const Tensor& rows, const Tensor& index) {
   const Tensor places = check_samples(op, x, index);
   check_cuda(op, "rows", rows, x);
-  STD_TORCH_CHECK(rows.scalar_type() == x.scalar_type(), op, ": rows has dtype ",
-                  torch::headeronly::toString(rows.scalar_type()), "; expected that of x, ",
-                  torch::headeronly::toString(x.scalar_type()));
-  bool fits = rows.dim() == x.dim() && rows.size(0) == places.numel();
-  for (int64_t d = 1; fits && d < x.dim(); ++d) fits = rows.size(d) == x.size(d);
-  STD_TORCH_CHECK(fits, op, ": rows has another shape than a sample of x for each of index's ",
-                  places.numel(), " entries");
+  check_dtype(op, "rows", rows, x.scalar_type());
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes[0] = places.numel();
+  check_shape(op, "rows", rows, sizes);
   STD_TORCH_CHECK(places.numel() == 0 || x.size(0) > 0, op,
                   ": index names samples of an empty batch");
   return places;
@@ -36,7 +33,7 @@ Tensor scatter_samples_cuda(const Tensor& x, const Tensor& rows, const Tensor& i
   const Tensor places = check_rows(kOp, x, rows, index);
   const MemoryFormat format = format_of(x);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  Tensor y = new_tensor(x, {x.sizes().begin(), x.sizes().end()}, format);
+  Tensor y = new_tensor(x, x.sizes(), format);
   torch::stable::copy_(y, x);
   scatter(kOp, y, rows, places, format);
   return y;

@@ -21,17 +21,6 @@ inline Tensor check_samples(const char* op, const Tensor& x, const Tensor& index
   return places;
 }
 
-// Whether each sample by itself is dense in this format, whatever lies between samples.
-inline bool samples_are_dense(const Tensor& x, MemoryFormat format) {
-  if (format == MemoryFormat::ChannelsLast) return dense_in_order(x, {1, 3, 2});
-  int64_t expected = 1;
-  for (int64_t d = x.dim() - 1; d > 0; --d) {
-    if (x.size(d) != 1 && x.stride(d) != expected) return false;
-    expected *= x.size(d);
-  }
-  return true;
-}
-
 inline int64_t stride_bytes(const Tensor& x) {
   return x.stride(0) * static_cast<int64_t>(x.element_size());
 }
