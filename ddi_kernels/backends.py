@@ -64,7 +64,8 @@ cuda_library, _cuda_reason = _load_cuda()
 
 # Operators that ddi_kernels._C_cuda brings; the others compute in plain torch on a GPU.
 _CUDA_OPS = frozenset(
-    {"active_channels", "gather_samples", "resident_stage", "scatter_samples", "scatter_samples_"}
+    {"active_channels", "gated_conv2d", "gather_samples", "resident_stage"}
+    | {"scatter_samples", "scatter_samples_"}
 )
 
 
@@ -153,8 +154,8 @@ def backend(name: str) -> Iterator[None]:
     """Chooses the implementation of all operators called inside a `with` block.
 
     Args:
-        name: "auto" takes the compiled kernel where it supports the arguments, else on a GPU the
-            Triton kernel, else the plain torch reference; "native" and "triton" raise where they
+        name: "auto" takes the compiled kernel where it supports the arguments, else the plain torch
+            reference; on a GPU the Triton kernel before both. "native" and "triton" raise where they
             cannot run; "reference" always runs plain torch.
 
     Raises:
@@ -216,10 +217,11 @@ def choose(
     """
     name = _choice()
     if name == "auto":
-        if no_native is None and native_library is not None:
-            return "native"
+        # Triton knows the matrix instructions of each GPU, CUDA C++ here those that all have.
         if on_gpu and _triton_reason(no_triton, args) is None:
             return "triton"
+        if no_native is None and native_library is not None:
+            return "native"
         if native_library is None:
             _tell_fallback_once()
         return "reference"
@@ -235,6 +237,14 @@ def choose(
         f"{op}: the backend {name!r} cannot run this call: {reason}. "
         'Use backend("auto") or backend("reference").'
     )
+
+
+def after_check(
+    check_args: Callable[..., Any], no_triton: Callable[..., str | None], *args: Any
+) -> str | None:
+    """`no_triton` of right arguments; about wrong ones, which `check_args` names, it cannot be asked."""
+    check_args(*args)
+    return no_triton(*args)
 
 
 def _triton_reason(no_triton: Callable[..., str | None] | None, args: tuple[Any, ...]) -> str | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from ddi_kernels.active_channels import expand_groups, group_count
-from ddi_kernels.backends import choose, no_native_dtype
+from ddi_kernels.backends import after_check, choose, no_native_dtype
 from ddi_kernels.checks import (
     argument_error,
     check_at_least,
@@ -193,13 +193,6 @@ def unsupported_image(
     return None
 
 
-def _after_check(
-    check_args: Callable[..., Any], no_triton: Callable[..., str | None], *args: Any
-) -> str | None:
-    check_args(*args)
-    return no_triton(*args)
-
-
 def dispatch(
     op: str,
     overload: OpOverload,
@@ -213,9 +206,7 @@ def dispatch(
     """Calls the implementation that the backend in force, and a gradient if one is needed, ask for."""
     if needs_gradient(args):
         return reference(*args)
-
-    # Only right arguments can be asked about; wrong ones are named first.
-    checked = None if no_triton is None else partial(_after_check, check_args, no_triton)
+    checked = None if no_triton is None else partial(after_check, check_args, no_triton)
     choice = choose(op, no_native, checked, args, args[0].is_cuda)
     if choice == "reference":
         return reference(*args)

@@ -8,6 +8,7 @@ open input and open output fractions; bias, scale, residual and ReLU ride along 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddi_kernels.active_channels import expand_groups, group_count
-from ddi_kernels.backends import choose, no_native_dtype, no_native_kernel
+from ddi_kernels.backends import after_check, choose, no_native_dtype, no_native_kernel
 from ddi_kernels.checks import (
     Geometry,
     argument_error,
@@ -31,7 +32,7 @@ from ddi_kernels.checks import (
 from ddi_kernels.dense_conv2d import dense_conv2d, prefers_dense
 from ddi_kernels.prepack_conv2d import DTYPES, GROUPED_DTYPES, check_packed
 from ddi_kernels.registry import Op, autocast_enabled, call_kernel, register, register_triton
-from ddi_kernels.triton.tiles import gated_conv2d_unsupported
+from ddi_kernels.triton.tiles import gated_conv2d_unsupported, gpu_conv2d_unsupported
 
 _NAME = "gated_conv2d"
 _SCHEMA = (
@@ -117,9 +118,9 @@ def _run(*args: Any) -> Any:
         isinstance(args[i], Tensor) and args[i].requires_grad for i in _DIFFERENTIABLE
     ):
         return reference(*args)
-    x, geometry = args[0], args[8]
-    choice = choose(_NAME, _unsupported(x, geometry), gated_conv2d_unsupported, args, x.is_cuda)
-    masked = prefers_dense(*args) if choice == "native" else None
+    x = args[0]
+    choice = choose(_NAME, _unsupported(*args), _NO_TRITON, args, x.is_cuda)
+    masked = prefers_dense(*args) if choice == "native" and x.is_cpu else None
     if masked is not None:
         check_args(*args)
         return dense_conv2d(masked, *args)
@@ -128,9 +129,11 @@ def _run(*args: Any) -> Any:
     return call_kernel(_OP if choice == "native" else _OP_TRITON, check_args, args)
 
 
-def _unsupported(x: Tensor, geometry: Any) -> str | None:
+def _unsupported(*args: Any) -> str | None:
+    x, geometry = args[0], args[8]
     if not x.is_cpu:
-        return no_native_kernel(_NAME, x)
+        reason = no_native_kernel(_NAME, x)
+        return after_check(check_args, gpu_conv2d_unsupported, *args) if reason is None else reason
     dtype, groups = x.dtype, geometry[6]
     if dtype not in DTYPES:
         return no_native_dtype(x, DTYPES)
@@ -165,6 +168,9 @@ def check_args(
             raise argument_error(_NAME, "packed", describe(packed), expected, remedy)
         check_packed(_NAME, "packed", packed, weight, g.groups, x)
     return shape
+
+
+_NO_TRITON = partial(after_check, check_args, gated_conv2d_unsupported)
 
 
 def gate_shapes(

@@ -8,13 +8,14 @@ the block's own input, which then is its output; no sample is gathered, scattere
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddi_kernels.backends import choose
+from ddi_kernels.backends import after_check, choose
 from ddi_kernels.checks import argument_error, as_pair, check_like, check_tensor, conv_output_shape, describe
 from ddi_kernels.registry import Op, register, register_triton
 from ddi_kernels.triton.tiles import skip_conv2d_unsupported
@@ -86,7 +87,7 @@ def skip_conv2d_(
         accumulate, activation == "relu",
     )  # fmt: skip
     no_native = "it has no compiled kernel"
-    if choose(_NAME, no_native, skip_conv2d_unsupported, args, x.is_cuda) == "triton":
+    if choose(_NAME, no_native, _NO_TRITON, args, x.is_cuda) == "triton":
         _OP_TRITON(*args)
     else:
         reference(*args)
@@ -110,6 +111,9 @@ def check_args(
             check_like(_NAME, name, value, form, dtype, like=x)
     _check_memory(out, x)
     return shape
+
+
+_NO_TRITON = partial(after_check, check_args, skip_conv2d_unsupported)
 
 
 def _check_memory(out: Tensor, x: Tensor) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ddi_kernels import backend
+from ddi_kernels import backend, backends
 
 from ..rows import write_rows
 from .ceilings import ceiling_rows
@@ -37,6 +37,8 @@ def suites(compiled: bool) -> Iterator[Suite]:
         if n == BATCHES[0]:
             yield from (("triton", partial(dense_layer_rows, *shape, n)) for shape in DENSE_SHAPES)
             yield from (("auto", partial(network_rows, *network, compiled)) for network in NETWORKS)
+            if backends.cuda_available()[0]:
+                yield from (("native", partial(conv_rows, *shape, n)) for shape in SHAPES)
 
 
 def text(row: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddi_kernels import (
+    current_backend,
     gated_basic_block,
     gated_bottleneck,
     gated_conv2d,
@@ -80,7 +81,7 @@ def conv_rows(channels: int, side: int, n: int) -> Iterator[dict[str, Any]]:
         timed = replayed(run, masks.refresh)
         gates = [_opened(mask, group) for mask in masks.now[0]]
         exact = F.conv2d(xs[0].float() * gates[0], weight.float(), bias.float(), padding=1).relu() * gates[1]
-        yield row(f"conv3x3 C{channels} H{side}", "triton", n, timed, dense) | {
+        yield row(f"conv3x3 C{channels} H{side}", current_backend(), n, timed, dense) | {
             "keep": f"{keep}x{keep}",
             "keep_channels": keep,
             "keep_layers": 1.0,

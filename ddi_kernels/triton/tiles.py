@@ -144,12 +144,18 @@ def gate_chunk(group_size: int, channels: int, largest: int) -> int:
     return min(largest, group_size & -group_size)
 
 
+def gpu_conv2d_unsupported(*args: Any) -> str | None:
+    """Why gated_conv2d has no kernel on a GPU, whatever the masks, for the schema's arguments."""
+    x, weight, g = args[0], args[1], Geometry(*args[8])
+    if g.groups != 1:
+        return f"it has no grouped convolution (groups={g.groups})"
+    return _unsupported_operands(x, weight, g.padding)
+
+
 def gated_conv2d_unsupported(*args: Any) -> str | None:
     """Why gated_conv2d has no Triton kernel for the schema's arguments, None where it has one."""
     x, weight, in_mask, out_mask, g = args[0], args[1], args[4], args[5], Geometry(*args[8])
-    if g.groups != 1:
-        return f"it has no grouped convolution (groups={g.groups})"
-    reason = _unsupported_operands(x, weight, g.padding)
+    reason = gpu_conv2d_unsupported(*args)
     if reason is None and in_mask is not None:
         reason = _unsupported_gate("in_group_size", g.in_group_size, x.shape[1])
     if reason is None and out_mask is not None:

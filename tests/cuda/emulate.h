@@ -23,6 +23,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __shared__ static
 
 struct Index {
   unsigned x;
@@ -30,6 +31,9 @@ struct Index {
 inline Index threadIdx, blockIdx;
 struct uint4 {
   uint32_t x, y, z, w;
+};
+struct float4 {
+  float x, y, z, w;
 };
 using std::min;
 
@@ -46,6 +50,12 @@ namespace emulate {
 
 enum class State { kReady, kAtBlock, kAtWarp, kDone };
 
+// 16 bytes under way to shared memory; zeros come from nowhere.
+struct Piece {
+  void* to;
+  const void* from;
+};
+
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -56,6 +66,9 @@ struct Fiber {
   float* sums = nullptr;
   const uint32_t* a = nullptr;
   uint32_t b[2] = {};
+  bool bit = false;                            // what it votes
+  unsigned votes = 0;                          // its warp's
+  std::vector<std::vector<Piece>> batches{1};  // copies started, the last one not yet committed
 };
 
 struct Copy {
@@ -138,7 +151,12 @@ inline void run_block(unsigned threads) {
       const auto at = [](State s) {
         return std::count_if(fibers.begin(), fibers.end(), [s](Fiber& f) { return f.state == s; });
       };
-      if (at(State::kDone) == threads) return;
+      if (at(State::kDone) == threads) {
+        for (const Fiber& fiber : fibers)
+          for (const auto& batch : fiber.batches)
+            if (!batch.empty()) fail("pieces were copied and never waited for");
+        return;
+      }
       if (at(State::kAtBlock) != threads) fail("threads wait for others that never come");
       for (Fiber& fiber : fibers) fiber.state = State::kReady;
       continue;
@@ -192,19 +210,49 @@ inline void load_together(Fiber** lanes) {
   }
 }
 
-inline float half_of(uint32_t word, unsigned which) {
-  return from_bf16(which == 0 ? word & 0xffff : word >> 16);
+// binary16 of a float, rounded to even, and back; what is too large is infinite.
+inline uint32_t to_f16(float value) {
+  if (value != value) return 0x7fff;
+  const uint32_t sign = std::signbit(value) ? 0x8000 : 0;
+  const float size = std::fabs(value);
+  if (size >= 65520.f) return sign | 0x7c00;
+  const int exponent = std::max(size == 0.f ? -14 : std::ilogb(size), -14);
+  const uint32_t steps = static_cast<uint32_t>(std::lrint(std::ldexp(size, 10 - exponent)));
+  // A carry into the exponent is the next binade's first number.
+  return sign | ((static_cast<uint32_t>(exponent + 14) << 10) + steps);
 }
 
-inline void multiply_together(Fiber** lanes) {
+inline float from_f16(uint32_t bits) {
+  const int exponent = static_cast<int>(bits >> 10 & 31), steps = static_cast<int>(bits & 1023);
+  float size = std::ldexp(static_cast<float>(exponent == 0 ? steps : 1024 + steps),
+                          std::max(exponent, 1) - 25);
+  if (exponent == 31) size = steps == 0 ? INFINITY : NAN;
+  return bits & 0x8000 ? -size : size;
+}
+
+inline void vote_together(Fiber** lanes) {
+  unsigned votes = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) votes |= unsigned{lanes[lane]->bit} << lane;
+  for (unsigned lane = 0; lane < 32; ++lane) lanes[lane]->votes = votes;
+}
+
+using Widen = float (*)(uint32_t);
+
+template <Widen widen>
+float half_of(uint32_t word, unsigned which) {
+  return widen(which == 0 ? word & 0xffff : word >> 16);
+}
+
+template <Widen widen>
+void multiply_together(Fiber** lanes) {
   float a[16][16], b[16][8];
   for (unsigned lane = 0; lane < 32; ++lane) {
     const unsigned g = lane / 4, t = lane % 4 * 2;
     for (unsigned w = 0; w < 4; ++w)
       for (unsigned i = 0; i < 2; ++i)
-        a[g + w % 2 * 8][t + w / 2 * 8 + i] = half_of(lanes[lane]->a[w], i);
+        a[g + w % 2 * 8][t + w / 2 * 8 + i] = half_of<widen>(lanes[lane]->a[w], i);
     for (unsigned w = 0; w < 2; ++w)
-      for (unsigned i = 0; i < 2; ++i) b[t + w * 8 + i][g] = half_of(lanes[lane]->b[w], i);
+      for (unsigned i = 0; i < 2; ++i) b[t + w * 8 + i][g] = half_of<widen>(lanes[lane]->b[w], i);
   }
   for (unsigned lane = 0; lane < 32; ++lane)
     for (unsigned w = 0; w < 4; ++w) {
@@ -228,12 +276,43 @@ inline void load_matrices(uint32_t (&r)[4], const void* row) {
   emulate::with_warp(emulate::load_together);
 }
 
-inline void multiply(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+template <emulate::Widen widen>
+void multiply_as(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   emulate::Fiber& me = emulate::fibers[emulate::running];
   me.sums = acc;
   me.a = a;
   me.b[0] = b0, me.b[1] = b1;
-  emulate::with_warp(emulate::multiply_together);
+  emulate::with_warp(emulate::multiply_together<widen>);
+}
+
+inline void multiply(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_as<emulate::from_bf16>(acc, a, b0, b1);
+}
+
+inline void multiply_f16(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_as<emulate::from_f16>(acc, a, b0, b1);
+}
+
+inline float from_f16(uint16_t bits) { return emulate::from_f16(bits); }
+
+inline uint16_t to_f16(float value) { return static_cast<uint16_t>(emulate::to_f16(value)); }
+
+inline unsigned vote_warp(bool bit) {
+  emulate::Fiber& me = emulate::fibers[emulate::running];
+  me.bit = bit;
+  emulate::with_warp(emulate::vote_together);
+  return me.votes;
+}
+
+inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
+
+inline int count_threads(bool bit) {
+  emulate::fibers[emulate::running].bit = bit;
+  sync_threads();
+  int count = 0;
+  for (const emulate::Fiber& fiber : emulate::fibers) count += fiber.bit;
+  sync_threads();  // nobody votes anew before all have counted
+  return count;
 }
 
 inline uint32_t pack_bf16(float low, float high) {
@@ -267,6 +346,38 @@ inline void start_copy(void* to, const void* from, uint32_t bytes, uint64_t* bar
     emulate::copies.push_back(copy);
   } else {
     finish_copy(copy);
+  }
+}
+
+inline void finish_piece(const emulate::Piece& piece) {
+  if (piece.from != nullptr) {
+    std::memcpy(piece.to, piece.from, 16);
+  } else {
+    std::memset(piece.to, 0, 16);
+  }
+}
+
+// Ends at once or when its thread waits for it; until then there is junk.
+inline void start_piece(void* to, const void* from, bool real) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16 != 0)
+    emulate::fail("a piece is not of 16 aligned bytes");
+  std::memset(to, 0xff, 16);
+  const emulate::Piece piece{to, real ? from : nullptr};
+  if (emulate::order() % 2 == 0) {
+    emulate::fibers[emulate::running].batches.back().push_back(piece);
+  } else {
+    finish_piece(piece);
+  }
+}
+
+inline void commit_pieces() { emulate::fibers[emulate::running].batches.emplace_back(); }
+
+template <int LEFT>
+void wait_pieces() {
+  auto& batches = emulate::fibers[emulate::running].batches;
+  while (batches.size() > LEFT + 1) {
+    for (const emulate::Piece& piece : batches.front()) finish_piece(piece);
+    batches.erase(batches.begin());
   }
 }
 

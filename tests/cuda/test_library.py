@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "csrc" / "cuda"))
 import nvcc_build  # noqa: E402
 
-OPERATORS = ["active_channels", "gather_samples", "resident_stage", "scatter_samples", "scatter_samples_"]
+OPERATORS = ["active_channels", "gated_conv2d", "gather_samples", "resident_stage"]
+OPERATORS += ["scatter_samples", "scatter_samples_"]
 
 
 @pytest.fixture(scope="module")

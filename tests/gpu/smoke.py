@@ -48,6 +48,12 @@ def main() -> None:
             index = torch.tensor([2, 0], device="cuda")
             scatter_samples_(x, gather_samples(x, index), index)
             active_channels(gate, 72, 16)
+            for size in (16, 3):
+                masks = [torch.rand(3, -(-72 // size), device="cuda") < 0.5] * 2
+                gated_conv2d(
+                    x, weight, in_mask=masks[0], out_mask=masks[1], in_group_size=size, out_group_size=size,
+                    residual=y, padding=1,
+                )  # fmt: skip
             filters = torch.randn(2, 2, 64, 64, 3, 3, device="cuda", dtype=torch.bfloat16) / 24
             image = torch.randn(3, 64, 8, 8, device="cuda", dtype=torch.bfloat16)
             biases, none = torch.zeros(2, 2, 64, device="cuda"), torch.empty(3, 0, device="cuda")

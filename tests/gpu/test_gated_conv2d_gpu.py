@@ -1,4 +1,4 @@
-"""gated_conv2d's Triton kernel on a GPU, at the sizes it is for; every call twice, to show races."""
+"""gated_conv2d's kernels on a GPU, Triton's and CUDA's, at the sizes they are for; each call twice: races."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from on_gpu import needs_gpu
 from tolerances import assert_close
 
-from ddi_kernels import backend, gated_conv2d
+from ddi_kernels import backend, backends, gated_conv2d
 from ddi_kernels.triton.tiles import shipped_tiles
 
 pytestmark = needs_gpu
@@ -19,10 +19,18 @@ LAST = torch.channels_last
 
 
 @pytest.fixture(autouse=True)
-def triton_backend():
+def chosen(request):
+    """The backend: Triton, or that of the parameter."""
+    name = getattr(request, "param", "triton")
+    ok, reason = backends.cuda_available()
+    if name == "native" and not ok:
+        pytest.skip(reason)
     # float32 is compared at its own tolerance, not at TensorFloat-32's.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), backend("triton"):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), backend(name):
         yield
+
+
+both = pytest.mark.parametrize("chosen", ["triton", "native"], indirect=True)
 
 
 def call(
@@ -86,6 +94,7 @@ SIZES = {
 }
 
 
+@both
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
 def test_equals_dense_times_mask_twice(size, dtype):
@@ -95,6 +104,7 @@ def test_equals_dense_times_mask_twice(size, dtype):
     assert_close(first, expected(arguments))
 
 
+@both
 @pytest.mark.parametrize("keep", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("kernel, stride", [(1, 1), (3, 2), (5, 1)])
 def test_geometry_and_density(keep, kernel, stride):
@@ -120,6 +130,7 @@ def test_tensor_float_32():
     torch.testing.assert_close(y.double(), expected(arguments), atol=4e-3, rtol=4e-3)
 
 
+@both
 def test_without_masks_and_contiguous():
     arguments = call(*SIZES["28x28x128"], torch.bfloat16, keep=1.0) | {"in_mask": None, "out_mask": None}
     arguments["x"] = arguments["x"].contiguous()
@@ -129,6 +140,7 @@ def test_without_masks_and_contiguous():
     assert y.is_contiguous()
 
 
+@both
 def test_a_graph_replays_with_other_masks():
     arguments = call(*SIZES["28x28x128"], torch.bfloat16, keep=1.0)
     gated_conv2d(**arguments)  # compiles; nothing can be loaded while capturing
@@ -141,6 +153,17 @@ def test_a_graph_replays_with_other_masks():
         y.fill_(torch.nan)
         graph.replay()
         assert_close(y, expected(arguments))
+
+
+@pytest.mark.parametrize("chosen", ["native"], indirect=True)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group", [1, 3, 8])
+def test_groups_finer_than_tritons(group, dtype):
+    arguments = call(3, 40, 72, 11, group, dtype)
+    assert_close(gated_conv2d(**arguments), expected(arguments))
+    x = torch.empty(arguments["x"].numel() + 1, dtype=dtype, device="cuda")[1:]
+    shifted = x.as_strided(arguments["x"].shape, arguments["x"].stride()).copy_(arguments["x"])
+    assert_close(gated_conv2d(**arguments | {"x": shifted}), expected(arguments))
 
 
 def test_auto_takes_triton_for_what_it_supports(monkeypatch):

@@ -83,6 +83,10 @@ def test_triton_is_taken_on_a_gpu_and_by_name(monkeypatch):
         assert backends.choose("some_op", no_native, lambda: None, on_gpu=False) == "reference"
         assert backends.choose("some_op", no_native, lambda: too_small, on_gpu=True) == "reference"
         assert backends.choose("some_op", no_native, None, on_gpu=True) == "reference"
+        monkeypatch.setattr(backends, "native_library", torch)
+        assert backends.choose("some_op", None, lambda: None, on_gpu=True) == "triton"
+        assert backends.choose("some_op", None, lambda: too_small, on_gpu=True) == "native"
+        assert backends.choose("some_op", None, lambda: None, on_gpu=False) == "native"
     with backend("triton"):
         assert backends.choose("some_op", None, lambda: None) == "triton"
         with pytest.raises(RuntimeError, match=f"some_op.*'triton'.*{too_small}"):
