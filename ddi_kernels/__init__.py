@@ -18,9 +18,10 @@ from ddi_kernels.gated_conv2d import gated_conv2d
 from ddi_kernels.gated_conv2d_int8 import gated_conv2d_int8
 from ddi_kernels.gated_dense_layer import gated_dense_layer, gated_dense_layer_
 from ddi_kernels.gather_samples import gather_samples
+from ddi_kernels.pack_stage import pack_entry, pack_stage
 from ddi_kernels.prepack_conv2d import prepack_conv2d
 from ddi_kernels.quantize import quantize, quantize_weight
-from ddi_kernels.resident_stage import pack_stage, resident_stage, resident_stage_unsupported
+from ddi_kernels.resident_stage import resident_stage, resident_stage_unsupported
 from ddi_kernels.scatter_samples import scatter_samples, scatter_samples_
 from ddi_kernels.skip_conv2d import skip_conv2d_
 
@@ -39,6 +40,7 @@ __all__ = [
     "gated_dense_layer",
     "gated_dense_layer_",
     "gather_samples",
+    "pack_entry",
     "pack_stage",
     "prepack_conv2d",
     "quantize",

@@ -30,7 +30,7 @@ Words rounded(const Floats& values) {
 struct Form {
   const char* name;
   int samples, blocks, hidden, reduced, groups_of;
-  bool layer, channel;
+  bool layer, channel, entry = false;
 };
 
 template <class S>
@@ -38,27 +38,31 @@ struct Case {
   Form form;
   int groups;
   Floats filters[2], biases, gates[12], h, c;
-  Words x, packed, y;
+  Floats entry_filters[3], entry_biases, entry_gates[6];  // of both convolutions and the shortcut
+  Words x, packed, packed_entry[2], y;
   Floats h_next, c_next;
   std::vector<uint8_t> keep, open;
   int queue = 0;
 
   explicit Case(const Form& f) : form(f), groups((S::C + f.groups_of - 1) / f.groups_of) {
     const int B = f.blocks, C = S::C, H = f.hidden, R = f.reduced;
-    const float fan = 1.f / std::sqrt(9.f * C);
     packed.resize(static_cast<size_t>(B) * 2 * S::kFilter);
     for (int i = 0; i < 2; ++i) {
-      filters[i] = normals(static_cast<size_t>(B) * S::kFilter, fan);
+      filters[i] = random_filters(B * 9, C);
       for (int b = 0; b < B; ++b)
-        for (int tap = 0; tap < 9; ++tap)
-          for (int co = 0; co < C; ++co)
-            for (int ci = 0; ci < C; ++ci) {
-              float& w = filters[i][((b * 9 + tap) * C + co) * C + ci];
-              w = from_bf16(to_bf16(w));
-              packed[static_cast<size_t>(b * 2 + i) * S::kFilter + tap * C * C +
-                     ddi::element<S::C>(co, ci / 8) + ci % 8] = static_cast<uint16_t>(to_bf16(w));
-            }
+        pack<C>(&filters[i][b * S::kFilter], 9, &packed[(b * 2 + i) * S::kFilter]);
     }
+    for (int i = 0; i < 3; ++i)
+      entry_filters[i] = random_filters(i == 2 ? 1 : 9, i == 1 ? C : C / 2);
+    packed_entry[0].resize(10 * C * C / 2);
+    packed_entry[1].resize(S::kFilter);
+    pack<C / 2>(entry_filters[0].data(), 9, packed_entry[0].data());
+    pack<C / 2>(entry_filters[2].data(), 1, packed_entry[0].data() + 9 * C * C / 2);
+    pack<C>(entry_filters[1].data(), 9, packed_entry[1].data());
+    entry_biases = normals(2 * C, 0.2f);
+    const size_t entry_sizes[6] = {size_t(H * C / 2), size_t(H),          size_t(R * (C / 2 + H)),
+                                   size_t(R),         size_t(groups * R), size_t(groups)};
+    for (int i = 0; i < 6; ++i) entry_gates[i] = normals(entry_sizes[i], 0.7f);
     biases = normals(static_cast<size_t>(B) * 2 * C, 0.2f);
     const size_t sizes[12] = {
         size_t(H * C),           size_t(H),     size_t(4 * H * H),      size_t(4 * H * H),
@@ -66,14 +70,29 @@ struct Case {
         size_t(B * R * (C + H)), size_t(B * R), size_t(B * groups * R), size_t(B * groups)};
     for (int i = 0; i < 12; ++i) gates[i] = normals(sizes[i], i == 6 ? 3.f : 0.7f);
     const size_t image = static_cast<size_t>(f.samples) * S::W * S::W * C;
-    x = rounded(normals(image, 1.f));
+    x = rounded(normals(f.entry ? image * 2 : image, 1.f));
     y.assign(image, 0xffff);
     h = normals(static_cast<size_t>(f.samples) * H, 0.5f);
     c = normals(h.size(), 0.5f);
     h_next.assign(h.size(), NAN);
     c_next = h_next;
-    keep.assign(static_cast<size_t>(f.samples) * B, 7);
+    keep.assign(static_cast<size_t>(f.samples) * (B + f.entry), 7);
     open.assign(keep.size() * groups, 7);
+  }
+
+  // [taps, C, in] of random weights, bfloat16 but for their type.
+  static Floats random_filters(int taps, int in) {
+    Floats values = normals(static_cast<size_t>(taps) * S::C * in, 1.f / std::sqrt(9.f * in));
+    for (float& w : values) w = from_bf16(to_bf16(w));
+    return values;
+  }
+
+  template <int IN>
+  static void pack(const float* from, int taps, uint16_t* to) {
+    for (int row = 0; row < taps * S::C; ++row)
+      for (int ci = 0; ci < IN; ++ci)
+        to[row / S::C * S::C * IN + ddi::element<IN>(row % S::C, ci / 8) + ci % 8] =
+            static_cast<uint16_t>(to_bf16(from[row * IN + ci]));
   }
 
   void run(unsigned seed) {
@@ -95,12 +114,30 @@ struct Case {
                             groups,
                             form.groups_of,
                             0.f};
+    ddi::StageGates first = g;
+    first.project = entry_gates[0].data(), first.project_bias = entry_gates[1].data();
+    first.layer = first.layer_bias = nullptr;
+    first.reduce = at(entry_gates[2], form.channel), first.reduce_bias = entry_gates[3].data();
+    first.expand = entry_gates[4].data(), first.expand_bias = entry_gates[5].data();
     queue = 0;
-    const ddi::StageData d{x.data(), packed.data(), biases.data(), h.data(),    c.data(),
-                           y.data(), h_next.data(), c_next.data(), keep.data(), open.data(),
-                           &queue,   form.samples,  form.blocks};
-    emulate::launch(2, ddi::kStageThreads, ddi::stage_shared_bytes<S>(), seed,
-                    [&] { ddi::resident_stage_kernel<S>(d, g); });
+    ddi::StageData d{};
+    d.x = x.data(), d.y = y.data(), d.weights = packed.data(), d.biases = biases.data();
+    d.entry1 = packed_entry[0].data(), d.entry2 = packed_entry[1].data();
+    d.entry_biases = entry_biases.data();
+    d.h = h.data(), d.c = c.data(), d.h_next = h_next.data(), d.c_next = c_next.data();
+    d.keep = keep.data(), d.open = open.data(), d.queue = &queue;
+    d.samples = form.samples, d.blocks = form.blocks;
+    const auto launch = [&](auto kernel, int bytes) {
+      emulate::launch(2, ddi::kStageThreads, static_cast<size_t>(bytes), seed,
+                      [&] { kernel(d, first, g); });
+    };
+    if (form.entry) {
+      // Stages of 16 channels come first: there is no entry to them.
+      if constexpr (S::C > 16)
+        launch(ddi::resident_stage_kernel<S, true>, ddi::stage_shared_bytes<S, true>());
+    } else {
+      launch(ddi::resident_stage_kernel<S, false>, ddi::stage_shared_bytes<S, false>());
+    }
   }
 };
 
@@ -119,17 +156,23 @@ double dot(const float* w, const Floats& v) {
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
-// The gates in double; bits near the threshold are taken from the kernel.
+// The gates of a block in double, its bits at `at`; bits near the threshold are taken from the
+// kernel. Weights of block b; of the entry block in its place, `b` negative.
 template <class S>
-void decide(Case<S>& k, int n, int b, const Floats& means, Floats& h, Floats& c) {
+void decide(Case<S>& k, int n, int b, size_t at, const Floats& means, Floats& h, Floats& c) {
   const Form& f = k.form;
-  const int H = f.hidden, R = f.reduced;
+  const int H = f.hidden, R = f.reduced, C = static_cast<int>(means.size());
+  const bool entry = b < 0;
+  b = std::max(b, 0);
+  const Floats* own[6] = {&k.gates[0], &k.gates[1],  &k.gates[8],
+                          &k.gates[9], &k.gates[10], &k.gates[11]};
+  for (int i = 0; entry && i < 6; ++i) own[i] = &k.entry_gates[i];
   const auto bit = [&](const char* what, uint8_t found, double logit) {
     if (std::fabs(logit) > 1e-3 && found != (logit > 0)) differ(f, what, n, b, found, logit);
   };
   Floats x(H), z(4 * H), next(H);
   for (int t = 0; t < H; ++t)
-    x[t] = static_cast<float>(dot(&k.gates[0][t * S::C], means) + k.gates[1][t]);
+    x[t] = static_cast<float>(dot(&(*own[0])[t * C], means) + (*own[1])[t]);
   for (int t = 0; t < 4 * H; ++t)
     z[t] = static_cast<float>(dot(&k.gates[2][t * H], x) + dot(&k.gates[3][t * H], h) +
                               k.gates[4][t] + k.gates[5][t]);
@@ -139,65 +182,88 @@ void decide(Case<S>& k, int n, int b, const Floats& means, Floats& h, Floats& c)
     next[t] = static_cast<float>(sigmoid(z[3 * H + t]) * std::tanh(cell));
   }
   h = next;
-  const size_t at = static_cast<size_t>(n) * f.blocks + b;
-  const double logit = f.layer ? dot(&k.gates[6][b * H], h) + k.gates[7][b] : 1;
-  bit("keep", k.keep[at], logit);
+  bit("keep", k.keep[at], f.layer && !entry ? dot(&k.gates[6][b * H], h) + k.gates[7][b] : 1);
   if (!f.channel) return;
   Floats seen = means, r(R);
   seen.insert(seen.end(), h.begin(), h.end());
   for (int t = 0; t < R; ++t)
-    r[t] = std::max(0.f, static_cast<float>(dot(&k.gates[8][(b * R + t) * (S::C + H)], seen) +
-                                            k.gates[9][b * R + t]));
+    r[t] = std::max(0.f, static_cast<float>(dot(&(*own[2])[(b * R + t) * (C + H)], seen) +
+                                            (*own[3])[b * R + t]));
   for (int t = 0; t < k.groups; ++t)
     bit("open", k.open[at * k.groups + t],
-        dot(&k.gates[10][(b * k.groups + t) * R], r) + k.gates[11][b * k.groups + t]);
+        dot(&(*own[4])[(b * k.groups + t) * R], r) + (*own[5])[b * k.groups + t]);
 }
 
-// relu(conv(in) + bias + shortcut), rounded to bfloat16; channels that `open` closes are 0.
+// A convolution to C channels of W x W pixels, kernel x kernel taps; the input is `stride` times as
+// large.
 template <class S>
-Floats convolve(const Floats& in, const float* w, const float* bias, const Floats* shortcut,
-                const std::function<bool(int)>& open) {
-  constexpr int C = S::C, W = S::W;
-  Floats out(in.size());
-  for (int y = 0; y < W; ++y)
-    for (int x = 0; x < W; ++x)
-      for (int co = 0; co < C; ++co) {
-        double sum = bias[co];
-        for (int tap = 0; tap < 9; ++tap) {
-          const int v = y + tap / 3 - 1, u = x + tap % 3 - 1;
-          if (v < 0 || v >= W || u < 0 || u >= W) continue;
-          const float* pixel = &in[(v * W + u) * C];
-          const float* row = w + (tap * C + co) * C;
-          for (int ci = 0; ci < C; ++ci) sum += static_cast<double>(pixel[ci]) * row[ci];
-        }
-        const int at = (y * W + x) * C + co;
-        if (shortcut != nullptr) sum += (*shortcut)[at];
-        out[at] = open(co) ? from_bf16(to_bf16(static_cast<float>(std::max(0.0, sum)))) : 0.f;
-      }
+Floats convolve(const Floats& in, const float* w, int kernel = 3, int stride = 1) {
+  constexpr int W = S::W;
+  const int IN = static_cast<int>(in.size()) / (W * W * stride * stride), side = W * stride;
+  Floats out(W * W * S::C);
+  for (int at = 0; at < W * W * S::C; ++at) {
+    const int x = at / S::C % W, y = at / S::C / W;
+    double sum = 0;
+    for (int tap = 0; tap < kernel * kernel; ++tap) {
+      const int v = y * stride + tap / kernel - kernel / 2,
+                u = x * stride + tap % kernel - kernel / 2;
+      if (v < 0 || v >= side || u < 0 || u >= side) continue;
+      const float* row = w + (tap * S::C + at % S::C) * IN;
+      for (int ci = 0; ci < IN; ++ci)
+        sum += static_cast<double>(in[(v * side + u) * IN + ci]) * row[ci];
+    }
+    out[at] = static_cast<float>(sum);
+  }
   return out;
+}
+
+// relu(a + b + bias), rounded to bfloat16; channels that `open` closes are 0.
+template <class S>
+Floats finish(Floats a, const Floats& b, const float* bias, const std::function<bool(int)>& open) {
+  for (size_t i = 0; i < a.size(); ++i) {
+    const float sum = a[i] + (b.empty() ? 0 : b[i]) + bias[i % S::C];
+    a[i] = open(static_cast<int>(i) % S::C) ? from_bf16(to_bf16(std::max(0.f, sum))) : 0.f;
+  }
+  return a;
+}
+
+Floats means_of(const Floats& image, int channels) {
+  Floats means(channels);
+  for (size_t i = 0; i < image.size(); ++i)
+    means[i % channels] += image[i] * channels / image.size();
+  return means;
 }
 
 template <class S>
 void check(Case<S>& k) {
   const Form& f = k.form;
   constexpr int C = S::C, kImage = S::W * S::W * S::C;
+  const auto all = [](int) { return true; };
   for (int n = 0; n < f.samples; ++n) {
-    Floats image(kImage), h(k.h.begin() + n * f.hidden, k.h.begin() + (n + 1) * f.hidden);
+    const int size = f.entry ? 2 * kImage : kImage;
+    Floats image(size), h(k.h.begin() + n * f.hidden, k.h.begin() + (n + 1) * f.hidden);
     Floats c(k.c.begin() + n * f.hidden, k.c.begin() + (n + 1) * f.hidden);
-    for (int i = 0; i < kImage; ++i) image[i] = from_bf16(k.x[n * kImage + i]);
-    for (int b = 0; b < f.blocks; ++b) {
-      Floats means(C);
-      for (int i = 0; i < kImage; ++i) means[i % C] += image[i] / (S::W * S::W);
-      decide(k, n, b, means, h, c);
-      const size_t at = static_cast<size_t>(n) * f.blocks + b;
+    for (int i = 0; i < size; ++i) image[i] = from_bf16(k.x[n * size + i]);
+    size_t at = static_cast<size_t>(n) * (f.blocks + f.entry);
+    const auto open = [&](int channel) {
+      return !f.channel || k.open[at * k.groups + channel / f.groups_of] != 0;
+    };
+    if (f.entry) {
+      decide(k, n, -1, at, means_of(image, C / 2), h, c);
+      const float* bias = k.entry_biases.data();
+      const Floats inside =
+          finish<S>(convolve<S>(image, k.entry_filters[0].data(), 3, 2), {}, bias, open);
+      image = finish<S>(convolve<S>(inside, k.entry_filters[1].data()),
+                        convolve<S>(image, k.entry_filters[2].data(), 1, 2), bias + C, all);
+      ++at;
+    }
+    for (int b = 0; b < f.blocks; ++b, ++at) {
+      decide(k, n, b, at, means_of(image, C), h, c);
       if (!k.keep[at]) continue;
-      const auto open = [&](int channel) {
-        return !f.channel || k.open[at * k.groups + channel / f.groups_of] != 0;
-      };
       const float* bias = &k.biases[b * 2 * C];
-      const Floats inside = convolve<S>(image, &k.filters[0][b * S::kFilter], bias, nullptr, open);
-      image = convolve<S>(inside, &k.filters[1][b * S::kFilter], bias + C, &image,
-                          [](int) { return true; });
+      const Floats inside =
+          finish<S>(convolve<S>(image, &k.filters[0][b * S::kFilter]), {}, bias, open);
+      image = finish<S>(convolve<S>(inside, &k.filters[1][b * S::kFilter]), image, bias + C, all);
     }
     for (int i = 0; i < kImage; ++i) {
       const float found = from_bf16(k.y[n * kImage + i]);
@@ -226,8 +292,8 @@ void check_stage(const char* shape, const std::vector<Form>& forms) {
     for (uint8_t bit : k.keep) kept += bit;
     for (uint8_t bit : k.open) opened += f.channel ? bit : 0;
     std::printf("%s %s: %d of %d blocks kept, %d of %d groups open, %ld bank conflicts\n", shape,
-                f.name, kept, f.samples * f.blocks, opened,
-                f.channel ? f.samples * f.blocks * k.groups : 0, emulate::conflicts);
+                f.name, kept, static_cast<int>(k.keep.size()), opened,
+                f.channel ? static_cast<int>(k.open.size()) : 0, emulate::conflicts);
     if (emulate::conflicts != 0) std::exit(1);
   }
 }
@@ -266,12 +332,19 @@ int main(int count, char**) {
   check_addresses<32, 18 * 18>();
   check_addresses<64, 10 * 10>();
   const Form gated{"gated", 3, 3, 10, 16, 4, true, true};
+  const Form entered{"entered", 3, 2, 10, 16, 4, true, true, true};
   check_stage<ddi::Stage64>("64 x 8 x 8", {gated,
-                                           {"layers", 2, 2, 10, 1, 64, true, false},
+                                           entered,
+                                           {"layers", 3, 3, 10, 1, 64, true, false},
                                            {"channels", 2, 2, 0, 5, 16, false, true},
                                            {"open", 1, 2, 0, 1, 64, false, false},
-                                           {"fine", 2, 2, 32, 32, 1, true, true}});
-  check_stage<ddi::Stage32>("32 x 16 x 16", {gated, {"odd groups", 2, 2, 7, 3, 12, true, true}});
+                                           {"fine", 2, 2, 32, 32, 1, true, true},
+                                           {"entered alone", 3, 0, 7, 5, 8, false, true, true}});
+  check_stage<ddi::Stage32>("32 x 16 x 16",
+                            {gated,
+                             entered,
+                             {"odd groups", 2, 2, 7, 3, 12, true, true},
+                             {"entered, open", 3, 1, 0, 1, 32, false, false, true}});
   check_stage<ddi::Stage16>("16 x 32 x 32", {gated});
   return 0;
 }

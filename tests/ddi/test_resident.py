@@ -31,7 +31,7 @@ def calls(monkeypatch):
     """As on a GPU that has the kernel; counts the calls."""
     seen, run = [], resident.resident_stage
     monkeypatch.setattr(resident, "resident_stage_unsupported", lambda *a: None)
-    monkeypatch.setattr(resident, "resident_stage", lambda *a, **k: seen.append(1) or run(*a, **k))
+    monkeypatch.setattr(resident, "resident_stage", lambda *a: seen.append(len(a)) or run(*a))
     return seen
 
 
@@ -52,7 +52,21 @@ def test_a_stage_is_one_call(calls):
     model, x = network(CONFIGS["both"]), torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         model(x)
-    assert len(calls) == 3  # of three blocks, and of two behind each one that changes the width
+    assert calls == [10, 12, 12]  # arguments: two stages begin with an entry block
+
+
+def test_without_its_entry_where_that_has_no_kernel(monkeypatch, calls):
+    monkeypatch.setattr(resident, "resident_stage_unsupported", lambda *a: "no" if a[3] else None)
+    model, x = network(CONFIGS["both"]), torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        found = model(x)
+        assert calls == [10, 10, 10]
+        monkeypatch.setattr(resident, "resident_stage_unsupported", lambda *a: None)
+        torch.testing.assert_close(found, model(x), **CLOSE)
+    model = ddi.create_model("cifar_resnet20", depths=(1, 1, 2), gates=CONFIGS["both"]).eval()
+    with torch.inference_mode():
+        model(x)
+    assert calls[3:] == [10, 12, 12, 12]
 
 
 def test_block_by_block_where_someone_watches(calls):

@@ -11,6 +11,7 @@ from ddi_kernels import (
     gated_conv2d,
     gated_dense_layer_,
     gather_samples,
+    pack_entry,
     pack_stage,
     resident_stage,
     scatter_samples_,
@@ -58,7 +59,12 @@ def main() -> None:
             image = torch.randn(3, 64, 8, 8, device="cuda", dtype=torch.bfloat16)
             biases, none = torch.zeros(2, 2, 64, device="cuda"), torch.empty(3, 0, device="cuda")
             if torch.cuda.get_device_capability()[0] >= 9:
-                resident_stage(image, none, none, pack_stage(*filters), biases)
+                weights = pack_stage(*filters)
+                resident_stage(image, none, none, weights, biases)
+                narrow = filters[0, 0, :, :32].contiguous()
+                entry = [*pack_entry(narrow, filters[1, 0], narrow[:, :, :1, :1].contiguous()), biases[0]]
+                image = torch.randn(3, 32, 16, 16, device="cuda", dtype=torch.bfloat16)
+                resident_stage(image, none, none, weights, biases, entry=entry)
     torch.cuda.synchronize()
     assert not x.isnan().any()
     print("smoke: ok")

@@ -62,7 +62,7 @@ def test_stages_run_resident(monkeypatch):
     model, images = build("cifar_resnet20")
     model.bfloat16()
     x, calls, run = images[0].bfloat16(), [], resident.resident_stage
-    reason = resident.resident_stage_unsupported(x[:, :1].expand(-1, 16, -1, -1), 10, 16)
+    reason = resident.resident_stage_unsupported(x[:, :1].expand(-1, 16, -1, -1), 10, 16, True)
     if reason is not None:
         assert "C_cuda" in reason or "compute capability" in reason
         pytest.skip(reason)

@@ -28,7 +28,7 @@ def native():
 
 
 def call(channels: int, n: int, **changes: Any) -> dict[str, Any]:
-    arguments = build(channels, n=n, size=SIDES[channels], dtype=torch.bfloat16, **changes)
+    arguments = build(channels, n=n, size=SIDES[channels], **{"dtype": torch.bfloat16} | changes)
     del arguments["filters"]
     on_gpu = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in arguments.items()}
     return on_gpu | {k: [w.cuda() for w in v] for k, v in arguments.items() if isinstance(v, list)}
@@ -58,6 +58,16 @@ FORMS = [
 def test_equals_its_steps_twice(channels, n):
     for form in FORMS:
         arguments = call(channels, n, blocks=5, **form)
+        first, second = resident_stage(**arguments), resident_stage(**arguments)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        check(arguments, first)
+
+
+@pytest.mark.parametrize("channels", [32, 64])
+@pytest.mark.parametrize("n", [1, 5, 300])
+def test_with_an_entry_block(channels, n):
+    for form in FORMS:
+        arguments = call(channels, n, blocks=4, entered=True, **form)
         first, second = resident_stage(**arguments), resident_stage(**arguments)
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
         check(arguments, first)

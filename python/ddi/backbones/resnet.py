@@ -75,10 +75,9 @@ class Stage(ResidentStage):
     """Residual blocks on maps of one size."""
 
     def forward(self, x: Tensor, visit: Visit | None = None) -> Tensor:
-        first_resident = len(self) - len(self.resident_blocks())
         for i, block in enumerate(self):
-            if visit is None and i == first_resident:
-                y = self.run_resident(x)
+            if visit is None and i < 2:
+                y = self.run_resident(x, i)
                 if y is not None:
                     return y
             x = block(x)

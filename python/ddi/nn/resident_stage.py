@@ -1,7 +1,7 @@
 """The blocks of a stage as one operator, where one holds them: see :func:`ddi_kernels.resident_stage`.
 
-On a GPU the small images of CIFAR networks are bound by launches, four and more a block. A stage's blocks of
-one width become one, gates included; its first block, which changes the width, runs as any other.
+On a GPU the small images of CIFAR networks are bound by launches, four and more a block. A stage becomes one,
+gates included, with the block at its entry that changes the width, where that doubles it and halves the map.
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ddi_kernels import current_backend, pack_stage, resident_stage, resident_stage_unsupported
+from ddi_kernels import (
+    current_backend,
+    pack_entry,
+    pack_stage,
+    resident_stage,
+    resident_stage_unsupported,
+)
 
 from ..decision import Decision, Mask
 from ..gates.ddi import DDIGates
 from ..record import GatePass, running_pass
 from .gated_basic_block import GatedBasicBlock
+from .gated_residual_block import PreparedResidual
 from .prepared import PreparedModule, runs_sparse
 
 __all__ = ["ResidentStage"]
@@ -34,10 +41,27 @@ class _Prepared:
     lstm: list[Tensor]
     layer: list[Tensor]
     channel: list[Tensor]
+    entry: list[Tensor]  # of the entry block, empty where the operator cannot run it
+    entry_gates: list[Tensor]
 
 
 def _are_gated(blocks: Sequence[Any]) -> bool:
     return all(isinstance(block, GatedBasicBlock) for block in blocks)
+
+
+def _doubles(block: Any) -> bool:
+    """Whether a block doubles the width and halves the map, as the operator's entry block does."""
+    prepared: PreparedResidual = block.prepared()
+    channels, before = prepared.convs[0].weight.shape[:2]
+    return prepared.fused and prepared.stride == 2 and channels == 2 * before
+
+
+def _prepare_entry(block: Any, gates: DDIGates) -> tuple[list[Tensor], list[Tensor]]:
+    prepared, own = block.prepared(), gates.weights(block.site)
+    (conv1, conv2), shortcut = prepared.convs, prepared.shortcut
+    packed = pack_entry(conv1.weight, conv2.weight, shortcut.weight)
+    biases = torch.stack((conv1.bias, conv2.bias + shortcut.bias)).float()
+    return [*packed, biases], [*own["lstm"][:2], *own["channel"]]
 
 
 class ResidentStage(nn.Sequential, PreparedModule):
@@ -47,15 +71,20 @@ class ResidentStage(nn.Sequential, PreparedModule):
         super().__init__(*blocks)
         self.__dict__["_gates"] = None  # those that the prepared weights are of; the model's, not ours
 
-    def run_resident(self, x: Tensor) -> Tensor | None:
-        """All blocks from the first of the final width on, x: float[N, C, H, W]; None where none can."""
+    def run_resident(self, x: Tensor, first: int) -> Tensor | None:
+        """All blocks from number `first` on, x: float[N, C, H, W]; None where no one operator runs them."""
         gate_pass, blocks = running_pass(), self.resident_blocks()
-        if gate_pass is None or gate_pass.watch is not None or not self._fits(x, blocks, gate_pass):
+        entry = self.entry_block() if first == 0 else None
+        if gate_pass is None or gate_pass.watch is not None:
+            return None
+        if first != len(self) - len(blocks) - (entry is not None):
+            return None
+        if not self._fits(x, blocks, entry, gate_pass):
             return None
         if self.__dict__["_gates"] is not gate_pass.gates:
             self._forget()
             self.__dict__["_gates"] = gate_pass.gates
-        return self._run(x, blocks, gate_pass)
+        return self._run(x, blocks, entry, gate_pass)
 
     def resident_blocks(self) -> list[Any]:
         """Those behind the last one with a shortcut convolution."""
@@ -64,22 +93,29 @@ class ResidentStage(nn.Sequential, PreparedModule):
             blocks = blocks[1:]
         return blocks
 
-    def _fits(self, x: Tensor, blocks: Sequence[Any], gate_pass: GatePass) -> bool:
+    def entry_block(self) -> GatedBasicBlock | None:
+        """The one block in front of these, if there is just one and it has gates."""
+        first = next(iter(self), None)
+        alone = len(self.resident_blocks()) == len(self) - 1
+        return first if alone and isinstance(first, GatedBasicBlock) else None
+
+    def _fits(self, x: Tensor, blocks: Sequence[Any], entry: Any | None, gate_pass: GatePass) -> bool:
         gates: Any = gate_pass.gates
-        if len(blocks) < 2 or not isinstance(gates, DDIGates) or current_backend() == "triton":
+        run = [*blocks] if entry is None else [entry, *blocks]
+        if len(run) < 2 or not isinstance(gates, DDIGates) or current_backend() == "triton":
             return False
         reduced = gates.config.channel_hidden if gates.config.channels else 0
-        if resident_stage_unsupported(x, gates.config.hidden, reduced) is not None:
+        if resident_stage_unsupported(x, gates.config.hidden, reduced, entry is not None) is not None:
             return False
-        if not _are_gated(blocks):
+        if not _are_gated(run) or not all(runs_sparse(x, block, Decision()) for block in run):
             return False
-        return all(runs_sparse(x, block, Decision()) and block.prepared().fused for block in blocks)
+        return all(block.prepared().fused for block in blocks) and (entry is None or _doubles(entry))
 
     def _sources(self) -> tuple[Tensor | None, ...]:
-        blocks = self.resident_blocks()
+        blocks, entry = self.resident_blocks(), self.entry_block()
         if self.__dict__["_gates"] is None or not _are_gated(blocks):
             return ()
-        own = [t for block in blocks for t in block._sources()]
+        own = [t for block in (*blocks, *([] if entry is None else [entry])) for t in block._sources()]
         return (*own, *self.__dict__["_gates"].parameters())
 
     def _prepare(self) -> _Prepared | None:
@@ -96,19 +132,22 @@ class ResidentStage(nn.Sequential, PreparedModule):
         )
         # One row a block: its layer gate's weight is [1, hidden], its bias [1].
         layer = [t.squeeze(1) for t in layer]
-        return _Prepared(pack_stage(*filters), biases.float(), each[0]["lstm"], layer, channel)
+        lstm, entry = each[0]["lstm"], self.entry_block()
+        entered = _prepare_entry(entry, gates) if entry is not None and _doubles(entry) else ([], [])
+        return _Prepared(pack_stage(*filters), biases.float(), lstm, layer, channel, *entered)
 
-    def _run(self, x: Tensor, blocks: Sequence[Any], gate_pass: GatePass) -> Tensor:
+    def _run(self, x: Tensor, blocks: Sequence[Any], entry: Any | None, gate_pass: GatePass) -> Tensor:
         prepared: _Prepared = self.prepared()
         gates: Any = gate_pass.gates
         size, layered = gates.config.group_size, bool(prepared.layer)
         h, c = gates.initial_state(x) if gate_pass.state is None else gate_pass.state
         y, keep, opened, h, c = resident_stage(
             x, h, c, prepared.weights, prepared.biases, prepared.lstm, prepared.layer, prepared.channel,
-            size, gates.threshold_logit,
+            size, gates.threshold_logit, *(() if entry is None else (prepared.entry, prepared.entry_gates)),
         )  # fmt: skip
         gate_pass.state = (h, c)
-        for b, block in enumerate(blocks):
+        for b, block in enumerate(blocks if entry is None else [entry, *blocks]):
             masks = (Mask(opened[:, b], group_size=size),) if gates.config.channels else ()
-            gate_pass.note(block, x, Decision(keep=keep[:, b] if layered else None, masks=masks))
+            kept = keep[:, b] if layered and block is not entry else None
+            gate_pass.note(block, x if block is entry else y, Decision(keep=kept, masks=masks))
         return y
