@@ -8,7 +8,8 @@ GPU_PYTHON ?= python3
 # Kernels are checked on one thread and two; more threads than cores only add noise.
 PYTEST := $(BIN)/python -m pytest --durations=10
 
-.PHONY: demo test test-all lint format clean wheel bench sanitize check-kernels check-headers check-arm check-gpu engine fuzz
+.PHONY: demo test test-all lint format clean wheel bench sanitize check-kernels check-headers check-arm check-gpu tune-gpu \
+  engine fuzz
 
 demo: .venv/built
 	$(BIN)/ddi demo --out out/demo
@@ -81,6 +82,11 @@ check-gpu:
 	  else echo "check-gpu: compute-sanitizer is not installed"; fi; \
 	  timeout 210 $(GPU_PYTHON) -m bench.gpu --budget 150 --json out/gpu.jsonl; \
 	else echo "check-gpu: no CUDA GPU is visible, nothing was run on one"; fi
+
+# Measures the tiles of the Triton kernels on this machine's GPU and writes the table that they take from then on.
+tune-gpu: export PYTHONPATH := .:python
+tune-gpu:
+	$(GPU_PYTHON) -m bench.gpu.tune
 
 # The engine alone, for C and the shell: no Python, no torch. CXX=aarch64-linux-gnu-g++ cross-compiles.
 ENGINE_DIR := build/engine/$(notdir $(CXX))

@@ -115,12 +115,12 @@ def _run_gated(
     for f, gate, after in zip(inner, gates, lists, strict=False):
         out = _image(h, _width(f.weight.shape[0], after), f.stride[0])
         gated_conv2d.convolve(
-            h, f, out, before, after, gated_conv2d.pick_tile_for(out, h, before),
+            h, f, out, before, after, gated_conv2d.pick_tile_for(out, h, f.weight, before),
             relu=True, scale=gate.scale, scale_group_size=gate.group_size, keep=r.keep,
             in_compact=before is not None, out_compact=after is not None,
         )  # fmt: skip
         h, before = out, after
-    tile = gated_conv2d.pick_tile_for(y, h, before)
+    tile = gated_conv2d.pick_tile_for(y, h, last.weight, before)
     sums = _sums(y, y.shape[0], triton.cdiv(y.shape[2] * y.shape[3], tile.bm)) if r.pool else None
     gated_conv2d.convolve(
         h, last, y, before, None, tile,
@@ -145,9 +145,10 @@ def _run_skipping(
     h = x
     for f in inner:
         out = _image(h, f.weight.shape[0], f.stride[0])
-        skip_conv2d.convolve(h, f, out, samples, skip_conv2d.pick_tile_for(out, h), relu=True)
+        tile = skip_conv2d.pick_tile_for(out, h, f.weight)
+        skip_conv2d.convolve(h, f, out, samples, tile, relu=True)
         h = out
-    tile = skip_conv2d.pick_tile_for(y, h)
+    tile = skip_conv2d.pick_tile_for(y, h, last.weight)
     pixels = y.shape[2] * y.shape[3]
     sums = None
     if r.pool:

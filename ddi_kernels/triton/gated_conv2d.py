@@ -34,6 +34,7 @@ from ddi_kernels.triton.tiles import (
     largest_chunk,
     pick_tile,
 )
+from ddi_kernels.triton.tuned_tiles import shape_key, tuned_tile
 
 
 @triton.jit
@@ -186,7 +187,7 @@ def launch(
             before, after = list_chunks(x, *gates)
             convolve(
                 channels_last(x), Filter(weight, bias, g.stride, g.padding, g.dilation), y, before, after,
-                pick_tile_for(y, x, before),
+                pick_tile_for(y, x, weight, before),
                 relu=bool(g.relu), scale=scale, scale_group_size=g.out_group_size,
                 residual=None if residual is None else channels_last(residual),
             )  # fmt: skip
@@ -253,10 +254,12 @@ def list_chunks(x: Tensor, *gates: Gate | None) -> list[ChunkList | None]:
     return lists
 
 
-def pick_tile_for(y: Tensor, x: Tensor, before: ChunkList | None) -> Tile:
+def pick_tile_for(y: Tensor, x: Tensor, weight: Tensor, before: ChunkList | None) -> Tile:
     """The tile of a convolution into y that walks these chunks of x."""
     step = largest_chunk(x.dtype, x.shape[1]) if before is None else before.chunk
-    return pick_tile(y.shape[2] * y.shape[3], y.shape[1], step, x.dtype, gpu_of(x))
+    rows, co, gpu = y.shape[2] * y.shape[3], weight.shape[0], gpu_of(x)
+    tuned = tuned_tile(shape_key("gated_conv2d", rows, co, step, weight[0, 0].numel(), x.dtype), gpu)
+    return pick_tile(rows, co, step, x.dtype, gpu) if tuned is None else tuned
 
 
 def convolve(

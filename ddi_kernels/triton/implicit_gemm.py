@@ -33,7 +33,8 @@ def gpu_of(x: Tensor) -> Gpu:
     if not x.is_cuda:
         return Gpu(90, 227 * 1024)
     properties: Any = torch.cuda.get_device_properties(x.device)
-    return Gpu(10 * properties.major + properties.minor, properties.shared_memory_per_block_optin)
+    capability = 10 * properties.major + properties.minor
+    return Gpu(capability, properties.shared_memory_per_block_optin, properties.name)
 
 
 @triton.jit

@@ -27,6 +27,7 @@ from ddi_kernels.triton.implicit_gemm import (
     relu,
 )
 from ddi_kernels.triton.tiles import Tile, is_exact, largest_chunk, pick_tile, skip_conv2d_unsupported
+from ddi_kernels.triton.tuned_tiles import shape_key, tuned_tile
 
 
 @triton.jit
@@ -123,7 +124,7 @@ def launch_(
     with torch.cuda.device_of(x):
         convolve(
             channels_last(x), Filter(weight, bias, stride, padding, dilation), out, list_samples(keep),
-            pick_tile_for(out, x), relu=relu, scale=scale, residual=out if accumulate else None,
+            pick_tile_for(out, x, weight), relu=relu, scale=scale, residual=out if accumulate else None,
         )  # fmt: skip
 
 
@@ -144,10 +145,11 @@ def list_samples(keep: Tensor) -> SampleList:
     return SampleList(order, count)
 
 
-def pick_tile_for(y: Tensor, x: Tensor) -> Tile:
+def pick_tile_for(y: Tensor, x: Tensor, weight: Tensor) -> Tile:
     """The tile of a convolution of x into y."""
-    rows = y.shape[0] * y.shape[2] * y.shape[3]
-    return pick_tile(rows, y.shape[1], largest_chunk(x.dtype, x.shape[1]), x.dtype, gpu_of(x))
+    rows, step, gpu = y.shape[0] * y.shape[2] * y.shape[3], largest_chunk(x.dtype, x.shape[1]), gpu_of(x)
+    tuned = tuned_tile(shape_key("skip_conv2d", rows, y.shape[1], step, weight[0, 0].numel(), x.dtype), gpu)
+    return pick_tile(rows, y.shape[1], step, x.dtype, gpu) if tuned is None else tuned
 
 
 def convolve(

@@ -39,10 +39,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Gpu:
-    """What tiles depend on: compute capability (90 for 9.0), shared memory in bytes for one block."""
+    """What tiles depend on: compute capability (90 for 9.0), shared memory of a block in bytes, the name."""
 
     capability: int
     shared: int
+    name: str = ""
 
 
 # (many rows, more than 64 output channels) -> BM, BN, warps.

@@ -11,8 +11,12 @@ from torch import Tensor
 
 import ddi
 from bench.gpu import __main__ as command
-from bench.gpu import graphs, networks, operators
+from bench.gpu import graphs, networks, operators, tune
 from ddi_kernels import backend
+from ddi_kernels.triton import gated_conv2d as gated_kernels
+from ddi_kernels.triton import skip_conv2d as skip_kernels
+from ddi_kernels.triton import tuned_tiles
+from ddi_kernels.triton.tiles import Gpu, shipped_tiles
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +35,7 @@ def played(monkeypatch):
 
     monkeypatch.setattr(graphs, "DEVICE", "cpu")
     monkeypatch.setattr(graphs, "POOL", 8)
-    for module in (graphs, operators, networks):
+    for module in (graphs, operators, networks, tune):
         if hasattr(module, "replayed"):
             monkeypatch.setattr(module, "replayed", replayed)
     monkeypatch.setattr(torch, "cudnn_convolution_relu", convolution, raising=False)
@@ -89,3 +93,67 @@ def test_a_spent_budget_is_said(capsys):
     assert len(rows) == 2 and rows[1] == {"incomplete": True, "reason": "the budget of 0 s is spent"}
     assert "the budget of 0 s is spent" in capsys.readouterr().out
     assert sum(1 for _ in command.suites(compiled=False)) == 88
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    """Those that convolutions ran with; the GPU's table is empty again behind a test."""
+    used = []
+    for kernels, place in ((gated_kernels, 5), (skip_kernels, 4)):
+        run = kernels.convolve
+
+        def convolve(*args, run=run, place=place, **options):
+            used.append(args[place])
+            return run(*args, **options)
+
+        monkeypatch.setattr(kernels, "convolve", convolve)
+    monkeypatch.setattr(tuned_tiles, "_tables", {})
+    return used
+
+
+def test_the_fastest_tile_is_found_and_taken(monkeypatch, tiles, tmp_path):
+    def timed(run, refresh):
+        refresh(0)
+        run(0)
+        return graphs.Timed(float(tiles[-1].bm * tiles[-1].bn == 128 * 64), 0, 0)  # all others are as fast
+
+    monkeypatch.setattr(tune, "replayed", timed)
+    gpu = Gpu(90, 227 * 1024)
+    cases = {
+        "gated_conv2d bfloat16 rows8 co64 bk32 taps9": lambda: tune.gated_case(64, 64, 3, 3, 2, 32),
+        "skip_conv2d bfloat16 rows16 co128 bk64 taps1": lambda: tune.skip_case(64, 128, 3, 1, 2),
+    }
+    table = tune.tune(gpu, iter([*cases.values(), *cases.values()]))  # the second ones are known by then
+    assert list(table) == list(cases)
+    expected = [tile for bk in (32, 64) for tile in shipped_tiles(graphs.DTYPE, gpu) if tile.bk == bk]
+    assert tiles == expected and len(expected) >= 6
+    for key, tile in table.items():
+        assert f"bk{tile.bk} " in key and tile.bm * tile.bn != 128 * 64
+    path = tmp_path / "tiles" / "some-gpu.json"
+    tune.write_tiles(path, {"device": "some GPU"}, table)
+    assert tuned_tiles.read_tiles(path) == table and not list(tmp_path.glob("*.json"))
+
+    slowest = {
+        key: next(t for t in expected if t.bk == tile.bk and t.bm * t.bn == 128 * 64)
+        for key, tile in table.items()
+    }
+    tuned_tiles.use_tiles(gpu.name, slowest)
+    for build in cases.values():
+        build()[1](0)
+    assert tiles[-2:] == list(slowest.values())
+
+
+def test_tables_lie_where_a_gpu_looks(monkeypatch, tmp_path):
+    monkeypatch.setattr(tuned_tiles, "_FOLDER", tmp_path)
+    monkeypatch.setattr(tuned_tiles, "_tables", {})
+    path, gpu = tuned_tiles.table_path("NVIDIA H100 80GB HBM3"), Gpu(90, 0, "NVIDIA H100 80GB HBM3")
+    assert path == tmp_path / "nvidia-h100-80gb-hbm3.json"
+    assert tuned_tiles.tuned_tile("some key", gpu) is None
+    tune.write_tiles(path, {"device": gpu.name}, {"some key": shipped_tiles(graphs.DTYPE, gpu)[0]})
+    assert tuned_tiles.tuned_tile("some key", gpu) is None  # looked for once
+    tuned_tiles._tables.clear()
+    assert tuned_tiles.tuned_tile("some key", gpu) == shipped_tiles(graphs.DTYPE, gpu)[0]
+    path.write_text('{"tiles": {"some key": [1, 2]}}')
+    tuned_tiles._tables.clear()
+    with pytest.raises(ValueError, match="nvidia-h100-80gb-hbm3.json is no table of tiles.*measure it anew"):
+        tuned_tiles.tuned_tile("some key", gpu)
