@@ -12,8 +12,8 @@ from ddi_kernels.backends import backend, current_backend
 from ddi_kernels.collect_env import collect_env
 from ddi_kernels.fold import fold_bn
 from ddi_kernels.gate_plan import gate_logits, gate_plan
-from ddi_kernels.gated_basic_block import gated_basic_block
-from ddi_kernels.gated_bottleneck import gated_bottleneck
+from ddi_kernels.gated_basic_block import gated_basic_block, gated_basic_block_
+from ddi_kernels.gated_bottleneck import gated_bottleneck, gated_bottleneck_
 from ddi_kernels.gated_conv2d import gated_conv2d
 from ddi_kernels.gated_conv2d_int8 import gated_conv2d_int8
 from ddi_kernels.gated_dense_layer import gated_dense_layer, gated_dense_layer_
@@ -34,7 +34,9 @@ __all__ = [
     "gate_logits",
     "gate_plan",
     "gated_basic_block",
+    "gated_basic_block_",
     "gated_bottleneck",
+    "gated_bottleneck_",
     "gated_conv2d",
     "gated_conv2d_int8",
     "gated_dense_layer",

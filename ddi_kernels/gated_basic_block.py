@@ -14,6 +14,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddi_kernels.block_in_place import register_in_place
 from ddi_kernels.block_parts import (
     Residual,
     check_conv,
@@ -119,6 +120,52 @@ def gated_basic_block(
     return _run(*args)
 
 
+def gated_basic_block_(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    *,
+    keep: Tensor | None = None,
+    keep_scale: Tensor | None = None,
+    mask: Tensor | None = None,
+    mask_scale: Tensor | None = None,
+    group_size: int = 1,
+    pool: bool = False,
+    x_pooled: Tensor | None = None,
+) -> Tensor:
+    """`gated_basic_block` with y in the place of x, for blocks that keep its shape. Not differentiable.
+
+    A skipped sample is not touched; without `x_pooled` its x is read if `pool` asks for its means. Computed
+    in x's dtype, also under autocast.
+
+    Args:
+        x: Tensor[N, C, H, W] of a floating dtype and any strides; written. channels_last is fast.
+        weight1, bias1, weight2, bias2, keep, keep_scale, mask, mask_scale, group_size, pool,
+            x_pooled: as for `gated_basic_block`. None may overlap x.
+
+    Returns:
+        pooled: means of x over the pixels as it is then, as `gated_basic_block` returns them.
+
+    Raises:
+        ValueError: an argument has the wrong type, shape, dtype or range.
+        RuntimeError: a gradient is needed, or the backend chosen by name cannot run this call.
+
+    Example:
+        >>> import torch
+        >>> from ddi_kernels import gated_basic_block_
+        >>> x, weight = torch.ones(2, 1, 1, 1), torch.ones(1, 1, 3, 3)
+        >>> _ = gated_basic_block_(x, weight, None, weight, None, keep=torch.tensor([True, False]))
+        >>> x.flatten().tolist()
+        [2.0, 1.0]
+    """
+    return _run_in_place(
+        x, weight1, bias1, None, weight2, bias2, None, None, None, None, keep, keep_scale, mask, mask_scale,
+        group_size, 1, pool, x_pooled,
+    )  # fmt: skip
+
+
 def _run(*args: Any) -> tuple[Tensor, Tensor]:
     no_native = unsupported_image(args[0], DTYPES)
     return dispatch(
@@ -181,3 +228,4 @@ _SPEC = Op(
 )
 _OP = register(_SPEC)
 _OP_TRITON = register_triton(_SPEC)
+_run_in_place = register_in_place(_SPEC, residual_of, check_args, gated_basic_block_unsupported)

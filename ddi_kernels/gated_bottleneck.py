@@ -14,6 +14,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddi_kernels.block_in_place import register_in_place
 from ddi_kernels.block_parts import (
     Residual,
     check_conv,
@@ -130,6 +131,58 @@ def gated_bottleneck(
     return _run(*args)
 
 
+def gated_bottleneck_(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    weight3: Tensor,
+    bias3: Tensor | None,
+    *,
+    keep: Tensor | None = None,
+    keep_scale: Tensor | None = None,
+    mask1: Tensor | None = None,
+    mask1_scale: Tensor | None = None,
+    group_size1: int = 1,
+    mask2: Tensor | None = None,
+    mask2_scale: Tensor | None = None,
+    group_size2: int = 1,
+    pool: bool = False,
+    x_pooled: Tensor | None = None,
+) -> Tensor:
+    """`gated_bottleneck` with y in the place of x, for blocks that keep its shape. Not differentiable.
+
+    A skipped sample is not touched; without `x_pooled` its x is read if `pool` asks for its means. Computed
+    in x's dtype, also under autocast.
+
+    Args:
+        x: Tensor[N, C, H, W] of a floating dtype and any strides; written. channels_last is fast.
+        weight1, bias1, weight2, bias2, weight3, bias3, keep, keep_scale, mask1, mask1_scale, group_size1,
+            mask2, mask2_scale, group_size2, pool, x_pooled: as for `gated_bottleneck`. None may overlap x.
+
+    Returns:
+        pooled: means of x over the pixels as it is then, as `gated_bottleneck` returns them.
+
+    Raises:
+        ValueError: an argument has the wrong type, shape, dtype or range.
+        RuntimeError: a gradient is needed, or the backend chosen by name cannot run this call.
+
+    Example:
+        >>> import torch
+        >>> from ddi_kernels import gated_bottleneck_
+        >>> x, one, three = torch.ones(2, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.ones(1, 1, 3, 3)
+        >>> keep = torch.tensor([True, False])
+        >>> _ = gated_bottleneck_(x, one, None, three, None, one, None, keep=keep)
+        >>> x.flatten().tolist()
+        [2.0, 1.0]
+    """
+    return _run_in_place(
+        x, weight1, bias1, None, weight2, bias2, None, weight3, bias3, None, None, None, None, keep,
+        keep_scale, mask1, mask1_scale, group_size1, mask2, mask2_scale, group_size2, 1, pool, x_pooled,
+    )  # fmt: skip
+
+
 def _run(*args: Any) -> tuple[Tensor, Tensor]:
     no_native = unsupported_image(args[0], DTYPES)
     return dispatch(
@@ -197,3 +250,4 @@ _SPEC = Op(
 )
 _OP = register(_SPEC)
 _OP_TRITON = register_triton(_SPEC)
+_run_in_place = register_in_place(_SPEC, residual_of, check_args, gated_bottleneck_unsupported)

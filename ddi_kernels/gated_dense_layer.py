@@ -21,6 +21,7 @@ from ddi_kernels.block_parts import (
     check_conv,
     check_gate,
     check_image,
+    check_own_memory,
     dispatch,
     empty_block,
     needs_gradient,
@@ -206,9 +207,7 @@ def check_args_inplace(*args: Any) -> tuple[int, int]:
     if buffer.shape[1] < ci + growth:
         expected = f"at least {ci} + {growth} channels, those read and those written"
         raise argument_error(_NAME_INPLACE, "buffer", describe(buffer), expected)
-    if any(size > 1 and stride == 0 for size, stride in zip(buffer.shape, buffer.stride(), strict=True)):
-        remedy = "Elements of an expanded tensor share memory: clone() it before writing to it."
-        raise argument_error(_NAME_INPLACE, "buffer", describe(buffer), "memory of its own", remedy)
+    check_own_memory(_NAME_INPLACE, "buffer", buffer)
     return ci, growth
 
 

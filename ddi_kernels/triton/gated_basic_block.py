@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ddi_kernels.block_parts import Residual
 from ddi_kernels.gated_basic_block import check_args, reference, residual_of
-from ddi_kernels.triton.gated_block import InteriorGate, launch_block
+from ddi_kernels.triton.gated_block import InteriorGate, launch_block, launch_block_
 from ddi_kernels.triton.gated_conv2d import Filter
-from ddi_kernels.triton.tiles import gated_basic_block_unsupported
+from ddi_kernels.triton.tiles import block_in_place_unsupported, gated_basic_block_unsupported
 
 
 def launch(*args: Any) -> tuple[Tensor, Tensor]:
@@ -18,13 +19,32 @@ def launch(*args: Any) -> tuple[Tensor, Tensor]:
     Raises:
         RuntimeError: there is no kernel for these arguments.
     """
+    r, filters, gates = _parts(*args)
+    if r.keep is None and all(gate.mask is None for gate in gates):
+        return reference(*args)  # nothing to save: torch's dense convolutions are the faster ones
+    return launch_block(r, filters, gates)
+
+
+def launch_(*args: Any) -> Tensor:
+    """`gated_basic_block_` on x's device, to the schema.
+
+    Raises:
+        RuntimeError: there is no kernel for these arguments.
+    """
+    r, filters, gates = _parts(*args, reason=block_in_place_unsupported(args[0]))
+    if r.keep is None and all(gate.mask is None for gate in gates):
+        y, pooled = reference(*args)
+        r.x.copy_(y)
+        return pooled
+    return launch_block_(r, filters, gates)
+
+
+def _parts(*args: Any, reason: str | None = None) -> tuple[Residual, list[Filter], list[InteriorGate]]:
     check_args(*args)
-    reason = gated_basic_block_unsupported(*args)
+    reason = reason or gated_basic_block_unsupported(*args)
     if reason is not None:
         raise RuntimeError(f"gated_basic_block: no Triton kernel for this call: {reason}")
     r, gate = residual_of(*args), InteriorGate(*args[12:15])
-    if r.keep is None and gate.mask is None:
-        return reference(*args)  # nothing to save: torch's dense convolutions are the faster ones
     one, stride = (1, 1), (r.stride, r.stride)
     filters = [Filter(args[1], args[2], stride, one), Filter(args[4], args[5], one, one)]
-    return launch_block(r, filters, [gate])
+    return r, filters, [gate]

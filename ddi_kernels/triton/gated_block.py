@@ -88,10 +88,36 @@ def launch_block(
     if r.shortcut_weight is not None:
         weight = channels_last(r.shortcut_weight)
         shortcut = channels_last(F.conv2d(x, weight, r.shortcut_bias, r.stride))
-    with torch.cuda.device_of(x):
-        run = _run_gated if any(g.mask is not None or g.scale is not None for g in gates) else _run_skipping
-        run(r, x, shortcut, filters, gates, y, pooled)
+    _run(r, x, shortcut, filters, gates, y, pooled)
     return y.contiguous(memory_format=memory_format_of(r.x)), pooled
+
+
+def launch_block_(r: Residual, filters: Sequence[Filter], gates: Sequence[InteriorGate]) -> Tensor:
+    """The same with y in the place of r.x, which is channels_last and keeps its shape; returns pooled.
+
+    A tile of the last convolution reads its own pixels of x alone, and nothing else reads x any more.
+    """
+    n, channels = r.x.shape[:2]
+    pooled = torch.empty((n, channels if r.pool else 0), dtype=torch.float32, device=r.x.device)
+    if n > 0:
+        _run(r, r.x, r.x, filters, gates, r.x, pooled)
+    return pooled
+
+
+def _run(
+    r: Residual, x: Tensor, shortcut: Tensor, filters: Sequence[Filter], gates: Sequence[InteriorGate],
+    y: Tensor, pooled: Tensor,
+) -> None:  # fmt: skip
+    with torch.cuda.device_of(x):
+        if any(g.mask is not None or g.scale is not None for g in gates):
+            _run_gated(r, x, shortcut, filters, gates, y, pooled)
+        else:
+            _run_skipping(r, x, shortcut, filters, y, pooled)
+
+
+def _leaves_skipped(r: Residual, y: Tensor) -> bool:
+    """Whether skipped samples already are where they belong, and their means are known or not asked for."""
+    return y is r.x and r.keep is not None and not (r.pool and r.x_pooled is None)
 
 
 def _image(x: Tensor, channels: int, stride: int) -> Tensor:
@@ -125,7 +151,8 @@ def _run_gated(
     gated_conv2d.convolve(
         h, last, y, before, None, tile,
         relu=True, scale=None if r.keep_scale is None else r.keep_scale[:, None], scale_group_size=y.shape[1],
-        residual=shortcut, keep=r.keep, sums=sums, in_compact=before is not None,
+        residual=shortcut, keep=r.keep, leave=_leaves_skipped(r, y), sums=sums,
+        in_compact=before is not None,
     )  # fmt: skip
     if sums is not None:
         _pool(r, y, sums, None, tile, pooled)
@@ -137,9 +164,8 @@ def _width(channels: int, chunks: ChunkList | None) -> int:
 
 
 def _run_skipping(
-    r: Residual, x: Tensor, shortcut: Tensor, filters: Sequence[Filter], gates: Sequence[InteriorGate],
-    y: Tensor, pooled: Tensor,
-) -> None:  # fmt: skip
+    r: Residual, x: Tensor, shortcut: Tensor, filters: Sequence[Filter], y: Tensor, pooled: Tensor
+) -> None:
     *inner, last = filters
     samples = list_samples(r.keep)
     h = x
@@ -155,7 +181,7 @@ def _run_skipping(
         sums = _sums(y, triton.cdiv(y.shape[0] * pixels, tile.bm), triton.cdiv(tile.bm - 1, pixels) + 1)
     skip_conv2d.convolve(
         h, last, y, samples, tile,
-        relu=True, scale=r.keep_scale, residual=shortcut, copy=True, sums=sums,
+        relu=True, scale=r.keep_scale, residual=shortcut, copy=not _leaves_skipped(r, y), sums=sums,
     )  # fmt: skip
     if sums is not None:
         _pool(r, y, sums, samples, tile, pooled)

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ddi_kernels.block_parts import Residual
 from ddi_kernels.gated_bottleneck import check_args, reference, residual_of
-from ddi_kernels.triton.gated_block import InteriorGate, launch_block
+from ddi_kernels.triton.gated_block import InteriorGate, launch_block, launch_block_
 from ddi_kernels.triton.gated_conv2d import Filter
-from ddi_kernels.triton.tiles import gated_bottleneck_unsupported
+from ddi_kernels.triton.tiles import block_in_place_unsupported, gated_bottleneck_unsupported
 
 
 def launch(*args: Any) -> tuple[Tensor, Tensor]:
@@ -18,17 +19,36 @@ def launch(*args: Any) -> tuple[Tensor, Tensor]:
     Raises:
         RuntimeError: there is no kernel for these arguments.
     """
+    r, filters, gates = _parts(*args)
+    if r.keep is None and all(gate.mask is None for gate in gates):
+        return reference(*args)  # nothing to save: torch's dense convolutions are the faster ones
+    return launch_block(r, filters, gates)
+
+
+def launch_(*args: Any) -> Tensor:
+    """`gated_bottleneck_` on x's device, to the schema.
+
+    Raises:
+        RuntimeError: there is no kernel for these arguments.
+    """
+    r, filters, gates = _parts(*args, reason=block_in_place_unsupported(args[0]))
+    if r.keep is None and all(gate.mask is None for gate in gates):
+        y, pooled = reference(*args)
+        r.x.copy_(y)
+        return pooled
+    return launch_block_(r, filters, gates)
+
+
+def _parts(*args: Any, reason: str | None = None) -> tuple[Residual, list[Filter], list[InteriorGate]]:
     check_args(*args)
-    reason = gated_bottleneck_unsupported(*args)
+    reason = reason or gated_bottleneck_unsupported(*args)
     if reason is not None:
         raise RuntimeError(f"gated_bottleneck: no Triton kernel for this call: {reason}")
     r, gates = residual_of(*args), [InteriorGate(*args[15:18]), InteriorGate(*args[18:21])]
-    if r.keep is None and all(gate.mask is None for gate in gates):
-        return reference(*args)  # nothing to save: torch's dense convolutions are the faster ones
     zero, one = (0, 0), (1, 1)
     filters = [
         Filter(args[1], args[2], one, zero),
         Filter(args[4], args[5], (r.stride, r.stride), one),
         Filter(args[7], args[8], one, zero),
     ]
-    return launch_block(r, filters, gates)
+    return r, filters, gates

@@ -84,13 +84,13 @@ def _gated_conv2d_fwd_kernel(
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, CHUNK: tl.constexpr,
-    IN_COMPACT: tl.constexpr, OUT_COMPACT: tl.constexpr,
+    IN_COMPACT: tl.constexpr, OUT_COMPACT: tl.constexpr, LEAVE: tl.constexpr,
     RELU: tl.constexpr, EXACT: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
     """Grid N * tiles * ceil(out_chunks * CHUNK / BN), output tiles slowest: open ones start first.
 
-    A skipped sample (keep) is its residual, without one it is not written. sums[N, tiles, CO] are the
-    sums of y over the pixels of a tile.
+    A skipped sample (keep) is its residual; with LEAVE, or without a residual, it is not written.
+    sums[N, tiles, CO] are the sums of y over the pixels of a tile.
     """
     PER_TILE: tl.constexpr = BN // CHUNK
     pid = tl.program_id(0)
@@ -107,9 +107,9 @@ def _gated_conv2d_fwd_kernel(
         out_count = tl.load(out_count_ptr + n)
     if keep_ptr is not None:
         kept = tl.load(keep_ptr + n) != 0
-        if residual_ptr is None:
+        if LEAVE or residual_ptr is None:
             out_count = tl.where(kept, out_count, 0)
-    if OUT_COMPACT or (keep_ptr is not None and residual_ptr is None):
+    if OUT_COMPACT or (keep_ptr is not None and (LEAVE or residual_ptr is None)):
         if first >= out_count:
             return
     cols = tl.max_contiguous(tl.multiple_of(chunk * CHUNK, CHUNK) + j % CHUNK, CHUNK)
@@ -265,7 +265,7 @@ def pick_tile_for(y: Tensor, x: Tensor, weight: Tensor, before: ChunkList | None
 def convolve(
     x: Tensor, f: Filter, y: Tensor, before: ChunkList | None, after: ChunkList | None, tile: Tile, *,
     relu: bool, scale: Tensor | None, scale_group_size: int, residual: Tensor | None = None,
-    keep: Tensor | None = None, sums: Tensor | None = None,
+    keep: Tensor | None = None, leave: bool = False, sums: Tensor | None = None,
     in_compact: bool = False, out_compact: bool = False,
 ) -> None:  # fmt: skip
     """Launches the kernel into y; all images are channels_last, a compact one as wide as all its chunks.
@@ -276,6 +276,7 @@ def convolve(
         tile: its step is the chunk of `before`.
         relu, scale, scale_group_size, residual: as in `gated_conv2d`.
         keep: bool[N]; a skipped sample is its residual, without one it is not written.
+        leave: skipped samples are not written, although there is a residual.
         sums: float32[N, pixel tiles, Co], gets the sums of y over each tile.
         in_compact, out_compact: whether x and y are.
     """
@@ -294,7 +295,7 @@ def convolve(
         triton.cdiv(ci, tile.bk), out_chunks, tiles,
         1 if scale is None else scale.shape[1], scale_group_size,
         *f.weight.shape[2:], *f.stride, *f.padding, *f.dilation,
-        tile.bm, tile.bn, tile.bk, out_chunk, in_compact, out_compact,
+        tile.bm, tile.bn, tile.bk, out_chunk, in_compact, out_compact, leave,
         RELU=relu, EXACT=is_exact(x.dtype), UP=INTERPRET,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

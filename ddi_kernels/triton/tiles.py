@@ -187,6 +187,13 @@ def gated_bottleneck_unsupported(*args: Any) -> str | None:
     return _unsupported_block(args[0], (args[1], args[4], args[7]), gates)
 
 
+def block_in_place_unsupported(x: Tensor) -> str | None:
+    """Why no Triton kernel writes a block's output over x, None where one does if the block has one."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return None
+    return f"it writes channels_last images only; x has strides {tuple(x.stride())}"
+
+
 def gate_plan_unsupported(x: Tensor, *_: Any) -> str | None:
     """Why gate_plan has no Triton kernel for x and any weights of its dtype, None where it has one."""
     return None if x.dtype == torch.float32 else f"it computes in float32, not in {x.dtype}"

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.nn.modules import module as _hooks_of_all
 
 from ddi_kernels.energy import EnergyModel
 from ddi_kernels.latency import LatencyTable
@@ -26,7 +27,7 @@ from .cost import Cost, GatedBlock, Resource, as_resource, dense_macs
 from .decision import Decision
 from .gates import Gate, GateSite
 
-__all__ = ["BlockRecord", "GatePass", "PassHooks", "Record", "current_pass", "record"]
+__all__ = ["BlockRecord", "GatePass", "PassHooks", "Record", "current_pass", "record", "spare"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class GatePass:
     state: Any = None
     concatenation: Concatenation | None = None  # of the dense block that is running
     pooled: tuple[Tensor, Tensor] | None = None  # a residual block's output and its means
+    spare: Tensor | None = None  # an input that its block may write to
 
     def decide(self, block: GatedBlock, x: Tensor) -> Decision:
         """The decision for a residual block about to run on x: float[N, C, H, W]."""
@@ -196,6 +198,19 @@ _RECORDS: ContextVar[tuple[Record, ...]] = ContextVar("ddi_records", default=())
 def running_pass() -> GatePass | None:
     """The innermost running pass, None outside of any."""
     return _PASS.get()
+
+
+def spare(x: Tensor, before: nn.Module, block: nn.Module) -> None:
+    """Says that nobody reads x, which `before` returned, once `block` has run, so that it may write there.
+
+    Not where a hook may have kept it.
+    """
+    gate_pass = running_pass()
+    hooks = before._forward_hooks or block._forward_hooks or block._forward_pre_hooks
+    everywhere = _hooks_of_all._global_forward_hooks or _hooks_of_all._global_forward_pre_hooks
+    if gate_pass is not None and not hooks and not everywhere:
+        # Of a block's own output, which is not the tensor that somebody else gave it.
+        gate_pass.spare = x if gate_pass.means_of(x) is not None else None
 
 
 def current_pass(block_name: str) -> GatePass:

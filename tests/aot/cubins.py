@@ -65,6 +65,7 @@ def gated_kernel(tile: Tile, dtype: torch.dtype, sm: int, form: str = "alone", e
     constants = _constants(tile, exact) | dict.fromkeys(absent)
     constants["CHUNK"] = tile.bk if form in ("alone", "interior") else tile.bn
     constants |= {"IN_COMPACT": form in ("interior", "last"), "OUT_COMPACT": form == "interior"}
+    constants["LEAVE"] = form == "last"  # where it is in place, as blocks of a stage are
     types = {name: kind for name, kind in types.items() if name not in constants}
     return compiled(gated_conv2d._gated_conv2d_fwd_kernel, types, constants, sm, **_options(tile))
 

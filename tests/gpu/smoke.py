@@ -8,6 +8,7 @@ from ddi_kernels import (
     backends,
     gate_plan,
     gated_basic_block,
+    gated_basic_block_,
     gated_conv2d,
     gated_dense_layer_,
     gather_samples,
@@ -34,6 +35,7 @@ def main() -> None:
             _, pooled = gated_basic_block(
                 x, weight, None, weight, None, keep=keep, mask=mask, group_size=16, pool=True
             )
+            gated_basic_block_(x, weight, None, weight, None, keep=keep, mask=mask, group_size=16)
         buffer = torch.randn(3, 48, 9, 9, device="cuda").contiguous(memory_format=torch.channels_last)
         layer = [torch.randn(size, device="cuda") for size in ((36,), (36,), (48, 36, 1, 1))]
         new = torch.randn(12, 48, 3, 3, device="cuda")

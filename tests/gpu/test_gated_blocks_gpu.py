@@ -12,7 +12,7 @@ from on_gpu import needs_gpu
 from tolerances import TOLERANCES, assert_close
 from torch import Tensor
 
-from ddi_kernels import backend, gated_basic_block, gated_bottleneck
+from ddi_kernels import backend, gated_basic_block, gated_basic_block_, gated_bottleneck, gated_bottleneck_
 
 pytestmark = needs_gpu
 LAST = torch.channels_last
@@ -62,20 +62,28 @@ class Block:
     def bits(self, entries: int) -> Tensor:
         return torch.rand(self.n, entries, generator=self.rng, device="cuda") < 0.5
 
-    def run(self) -> tuple[Tensor, Tensor]:
-        options: dict[str, Any] = {"shortcut_weight": self.shortcut, "keep": self.keep}
-        options |= {"keep_scale": self.keep_scale, "stride": self.stride, "pool": True}
+    def options(self) -> dict[str, Any]:
+        """Of the form in place, too."""
+        options: dict[str, Any] = {"keep": self.keep, "keep_scale": self.keep_scale, "pool": True}
         options["x_pooled"] = self.passed_on
+        for i, mask in enumerate(self.masks, 1):
+            number = i if len(self.kernels) == 3 else ""
+            options |= {f"mask{number}": mask, f"group_size{number}": self.group}
+        return options
+
+    def convs(self) -> list[Tensor]:
+        return [t for pair in zip(self.weights, self.biases, strict=True) for t in pair]
+
+    def run(self) -> tuple[Tensor, Tensor]:
         function: Callable[..., tuple[Tensor, Tensor]] = gated_bottleneck
         if len(self.kernels) == 2:
             function = gated_basic_block
-            if self.masks:
-                options |= {"mask": self.masks[0], "group_size": self.group}
-        elif self.masks:
-            for i, mask in enumerate(self.masks, 1):
-                options |= {f"mask{i}": mask, f"group_size{i}": self.group}
-        convs = [t for pair in zip(self.weights, self.biases, strict=True) for t in pair]
-        return function(self.x, *convs, **options)
+        around = {"shortcut_weight": self.shortcut, "stride": self.stride}
+        return function(self.x, *self.convs(), **around, **self.options())
+
+    def run_in_place(self, x: Tensor) -> Tensor:
+        function = gated_basic_block_ if len(self.kernels) == 2 else gated_bottleneck_
+        return function(x, *self.convs(), **self.options())
 
     def check(self, y: Tensor, pooled: Tensor) -> None:
         """Against float64, interiors rounded as they are stored; skipped samples bit for bit."""
@@ -128,3 +136,17 @@ def test_a_graph_replays_with_other_decisions(size, masked):
         pooled.fill_(torch.nan)
         graph.replay()
         block.check(y, pooled)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("size", [size for size in SIZES if "stride" not in size])
+def test_in_place(size, masked):
+    block = Block(size, torch.bfloat16, masked, group=16)
+    y, pooled = block.run()
+    for means in (block.passed_on, None):  # without them skipped samples are read
+        block.passed_on, x = means, block.x.clone()
+        found = block.run_in_place(x)
+        assert torch.equal(x, y)
+        torch.testing.assert_close(found[block.keep], pooled[block.keep])
+        expected = pooled if means is not None else y.float().mean((2, 3))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

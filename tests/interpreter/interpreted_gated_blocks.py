@@ -10,7 +10,7 @@ import torch
 from residual_block_cases import NAN, Case, case_id, check, plain, positional
 from tolerances import assert_close
 
-from ddi_kernels import backend, gated_basic_block, gated_bottleneck
+from ddi_kernels import backend, gated_basic_block, gated_basic_block_, gated_bottleneck, gated_bottleneck_
 from ddi_kernels.triton import gated_block, tiles
 from ddi_kernels.triton import gated_conv2d as gated_kernels
 from ddi_kernels.triton import skip_conv2d as skip_kernels
@@ -71,6 +71,7 @@ FACTORS: dict[str, list[Any]] = {
     "x_pooled": [True, False],
     "dtype": [torch.float32, torch.float16, torch.bfloat16],
 }
+IN_PLACE = {"basic": gated_basic_block_, "bottleneck": gated_bottleneck_}
 EACH_BLOCK = pytest.mark.parametrize("block", BLOCKS)
 
 
@@ -129,6 +130,43 @@ def test_a_skipped_sample_reads_nothing_but_x(block):
         torch.testing.assert_close(y, x, rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(pooled, x.mean((2, 3)), equal_nan=True)
         assert y.data_ptr() != x.data_ptr()
+
+
+@EACH_BLOCK
+@pytest.mark.parametrize("opened", ["random", None])
+@pytest.mark.parametrize("pool, x_pooled", [(False, False), (True, False), (True, True)])
+def test_in_place(block, opened, pool, x_pooled):
+    function, kernels = BLOCKS[block]
+    for changes in ({}, {"keep": "none"}, {"keep": None}, {"batch": 0}, {"batch": 4, "bias": False}):
+        case = make(
+            interior=(32, 32),
+            size=(3, 4),
+            open=opened,
+            pool=pool,
+            x_pooled=x_pooled,
+            keep_scale=True,
+            **changes,
+        )
+        call = {k: v for k, v in plain(case, kernels).items() if "shortcut" not in k and "packed" not in k}
+        del call["stride"]
+        call |= {"x": call["x"].contiguous(memory_format=torch.channels_last)}
+        if x_pooled:
+            call["x_pooled"] = plain(case, kernels)["x_pooled"]
+        y, pooled = function(**call)
+        written = call["x"].clone()
+        found = IN_PLACE[block](**call | {"x": written})
+        assert torch.equal(written, y) and torch.equal(found, pooled)
+    call["x"] = torch.zeros(2, 32, 5, 6)
+    with pytest.raises(RuntimeError, match=f"{block}.*_: the backend 'triton'.*channels_last images only"):
+        IN_PLACE[block](
+            **call
+            | {
+                "keep": None,
+                "keep_scale": None,
+                "x_pooled": None,
+                **dict.fromkeys([name for name in call if name.startswith("mask")]),
+            }
+        )
 
 
 @EACH_BLOCK

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn.resident_stage import ResidentStage
+from ..record import spare
 from .base import Backbone, Exits, Visit
 from .registry import register_model
 
@@ -80,6 +81,8 @@ class Stage(ResidentStage):
                 y = self.run_resident(x, i)
                 if y is not None:
                     return y
+            if visit is None and i > 0:
+                spare(x, self[i - 1], block)
             x = block(x)
             if visit is not None:
                 visit(x)

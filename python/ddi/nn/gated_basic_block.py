@@ -6,9 +6,11 @@ For inference it is one operator, :func:`ddi_kernels.gated_basic_block`.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from ddi_kernels import gated_basic_block
+from ddi_kernels import gated_basic_block, gated_basic_block_
 
 from ..decision import Decision
 from .gated_residual_block import GatedResidualBlock, PreparedResidual
@@ -35,27 +37,30 @@ class GatedBasicBlock(GatedResidualBlock):
 
     def _run_fused(
         self, x: Tensor, decision: Decision, prepared: PreparedResidual, pool: bool = False,
-        x_pooled: Tensor | None = None,
+        x_pooled: Tensor | None = None, over_x: bool = False,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         (conv1, conv2), shortcut = prepared.convs, prepared.shortcut
         mask = decision.masks[0] if decision.masks else None
-        return gated_basic_block(
-            x,
-            conv1.weight,
-            conv1.bias,
-            conv2.weight,
-            conv2.bias,
-            packed1=conv1.packed,
-            packed2=conv2.packed,
-            shortcut_weight=None if shortcut is None else shortcut.weight,
-            shortcut_bias=None if shortcut is None else shortcut.bias,
-            shortcut_packed=None if shortcut is None else shortcut.packed,
+        weights = conv1.weight, conv1.bias, conv2.weight, conv2.bias
+        gating: dict[str, Any] = dict(
             keep=decision.keep,
             keep_scale=decision.keep_scale,
             mask=None if mask is None else mask.open,
             mask_scale=None if mask is None else mask.scale,
             group_size=1 if mask is None else mask.group_size,
-            stride=prepared.stride,
             pool=pool,
             x_pooled=x_pooled,
+        )
+        if over_x:
+            return x, gated_basic_block_(x, *weights, **gating)
+        return gated_basic_block(
+            x,
+            *weights,
+            packed1=conv1.packed,
+            packed2=conv2.packed,
+            shortcut_weight=None if shortcut is None else shortcut.weight,
+            shortcut_bias=None if shortcut is None else shortcut.bias,
+            shortcut_packed=None if shortcut is None else shortcut.packed,
+            stride=prepared.stride,
+            **gating,
         )

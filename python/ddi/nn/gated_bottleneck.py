@@ -6,9 +6,11 @@ and h = mask1 * relu(bn1(conv1(x))). For inference it is one operator, :func:`dd
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from ddi_kernels import gated_bottleneck
+from ddi_kernels import gated_bottleneck, gated_bottleneck_
 
 from ..decision import Decision, Mask
 from .gated_residual_block import GatedResidualBlock, PreparedResidual
@@ -38,25 +40,13 @@ class GatedBottleneck(GatedResidualBlock):
 
     def _run_fused(
         self, x: Tensor, decision: Decision, prepared: PreparedResidual, pool: bool = False,
-        x_pooled: Tensor | None = None,
+        x_pooled: Tensor | None = None, over_x: bool = False,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         (conv1, conv2, conv3), shortcut = prepared.convs, prepared.shortcut
         masks: tuple[Mask | None, ...] = decision.masks or (None, None)
         mask1, mask2 = masks
-        return gated_bottleneck(
-            x,
-            conv1.weight,
-            conv1.bias,
-            conv2.weight,
-            conv2.bias,
-            conv3.weight,
-            conv3.bias,
-            packed1=conv1.packed,
-            packed2=conv2.packed,
-            packed3=conv3.packed,
-            shortcut_weight=None if shortcut is None else shortcut.weight,
-            shortcut_bias=None if shortcut is None else shortcut.bias,
-            shortcut_packed=None if shortcut is None else shortcut.packed,
+        weights = conv1.weight, conv1.bias, conv2.weight, conv2.bias, conv3.weight, conv3.bias
+        gating: dict[str, Any] = dict(
             keep=decision.keep,
             keep_scale=decision.keep_scale,
             mask1=None if mask1 is None else mask1.open,
@@ -65,7 +55,20 @@ class GatedBottleneck(GatedResidualBlock):
             mask2=None if mask2 is None else mask2.open,
             mask2_scale=None if mask2 is None else mask2.scale,
             group_size2=1 if mask2 is None else mask2.group_size,
-            stride=prepared.stride,
             pool=pool,
             x_pooled=x_pooled,
+        )
+        if over_x:
+            return x, gated_bottleneck_(x, *weights, **gating)
+        return gated_bottleneck(
+            x,
+            *weights,
+            packed1=conv1.packed,
+            packed2=conv2.packed,
+            packed3=conv3.packed,
+            shortcut_weight=None if shortcut is None else shortcut.weight,
+            shortcut_bias=None if shortcut is None else shortcut.bias,
+            shortcut_packed=None if shortcut is None else shortcut.packed,
+            stride=prepared.stride,
+            **gating,
         )

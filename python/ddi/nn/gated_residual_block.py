@@ -128,8 +128,10 @@ class GatedResidualBlock(GatedBlock):
             return self._forward_dense(x, decision)
         if gate_pass is None or not _hands_on_means(x) or not self.prepared().fused:
             return self._forward_sparse(x, decision)
-        y, means = self._run_fused(x, decision, self.prepared(), True, gate_pass.means_of(x))
-        gate_pass.pooled = (y, means)
+        autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+        over_x = gate_pass.spare is x and self.downsample is None and not autocast
+        y, means = self._run_fused(x, decision, self.prepared(), True, gate_pass.means_of(x), over_x)
+        gate_pass.pooled, gate_pass.spare = (y, means), None
         return y
 
     def _forward_dense(self, x: Tensor, decision: Decision) -> Tensor:
@@ -165,9 +167,12 @@ class GatedResidualBlock(GatedBlock):
 
     def _run_fused(
         self, x: Tensor, decision: Decision, prepared: PreparedResidual, pool: bool = False,
-        x_pooled: Tensor | None = None,
+        x_pooled: Tensor | None = None, over_x: bool = False,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """All samples through one operator, which copies the skipped ones, and pools y if asked to."""
+        """All samples through one operator, which copies the skipped ones, and pools y if asked to.
+
+        `over_x`: y takes the place of x, where skipped samples already are.
+        """
         raise NotImplementedError
 
     def _run(self, x: Tensor, decision: Decision, prepared: PreparedResidual) -> Tensor:
