@@ -10,6 +10,7 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <sstream>
 #include <string>
@@ -57,8 +58,13 @@ inline void check_dtype(const char* op, const char* name, const Tensor& t, Scala
                   torch::headeronly::toString(dtype));
 }
 
+// Before torch 2.13 the lists have no comparison of their own.
+inline bool same_sizes(Sizes a, Sizes b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end());
+}
+
 inline void check_shape(const char* op, const char* name, const Tensor& t, Sizes sizes) {
-  STD_TORCH_CHECK(t.sizes() == sizes, op, ": ", name, " has shape ", shape_of(t), "; expected ",
+  STD_TORCH_CHECK(same_sizes(t.sizes(), sizes), op, ": ", name, " has shape ", shape_of(t), "; expected ",
                   shape_of(sizes));
 }
 

@@ -1,4 +1,4 @@
-"""Compiles the CUDA sources against the headers of another torch, which is not installed.
+"""Compiles what includes torch, for CUDA and the CPU, against the headers of another torch, not installed.
 
 A machine with a GPU has a torch of its own, and building there costs its time: what does not compile with
 that version is found here. Run as `python tests/cuda/other_torch.py 2.11.0`, or `make check-headers`.
@@ -44,12 +44,21 @@ def main() -> None:
     nvcc = nvcc_build.find_nvcc()
     if nvcc is None:
         sys.exit("nvcc is not found: set CUDACXX or CUDA_HOME, or add it to the PATH")
+    # In C++ what depends on torch's version is found before any code is made.
+    abi = [flag for flag in nvcc_build.FLAGS if flag.startswith("-D")]
+    commands = {
+        ".cu": [nvcc, *nvcc_build.FLAGS, "-arch=sm_90a", "-c"],
+        ".cpp": ["g++", "-std=c++17", "-fsyntax-only", "-fvisibility=hidden", f"-I{ROOT}/csrc/cpu", *abi],
+    }
     with tempfile.TemporaryDirectory() as name:
         headers = unpack_headers(sys.argv[1], Path(name))
         include = [headers, headers / "torch" / "csrc" / "api" / "include", sysconfig.get_path("include")]
-        for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
-            command = [nvcc, *nvcc_build.FLAGS, "-arch=sm_90a", *(f"-I{path}" for path in include)]
-            subprocess.run([*command, "-c", source, "-o", Path(name) / "object.o"], check=True)
+        sources = [*(ROOT / "csrc" / "cuda").glob("*.cu"), *(ROOT / "csrc" / "torch").glob("*.cpp")]
+        for source in sorted(sources):
+            command = [*commands[source.suffix], *(f"-I{path}" for path in include), source]
+            if source.suffix == ".cu":
+                command += ["-o", Path(name) / "object.o"]
+            subprocess.run(command, check=True)
             print(f"{source.name}: compiles with the headers of torch {sys.argv[1]}", flush=True)
 
 
