@@ -1,5 +1,8 @@
 // The engine for Python. Arrays come through DLPack, so that torch and numpy are served alike and
 // nothing is copied; the GIL is released while a network runs.
+
+// The pybind11 of torch 2.11 refuses sources for the stable ABI; this one has nothing of torch.
+#undef TORCH_TARGET_VERSION
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

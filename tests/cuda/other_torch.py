@@ -48,12 +48,23 @@ def main() -> None:
     abi = [flag for flag in nvcc_build.FLAGS if flag.startswith("-D")]
     commands = {
         ".cu": [nvcc, *nvcc_build.FLAGS, "-arch=sm_90a", "-c"],
-        ".cpp": ["g++", "-std=c++17", "-fsyntax-only", "-fvisibility=hidden", f"-I{ROOT}/csrc/cpu", *abi],
+        ".cpp": [
+            "g++",
+            "-std=c++17",
+            "-fsyntax-only",
+            "-fvisibility=hidden",
+            f"-I{ROOT}/csrc/cpu",
+            f"-I{ROOT}/csrc/engine",
+            *abi,
+        ],
     }
     with tempfile.TemporaryDirectory() as name:
         headers = unpack_headers(sys.argv[1], Path(name))
         include = [headers, headers / "torch" / "csrc" / "api" / "include", sysconfig.get_path("include")]
-        sources = [*(ROOT / "csrc" / "cuda").glob("*.cu"), *(ROOT / "csrc" / "torch").glob("*.cpp")]
+        folders = [ROOT / "csrc" / name for name in ("cuda", "torch", "bindings")]
+        sources = [
+            source for folder in folders for source in folder.glob("*.c*") if source.suffix in commands
+        ]
         for source in sorted(sources):
             command = [*commands[source.suffix], *(f"-I{path}" for path in include), source]
             if source.suffix == ".cu":
