@@ -102,7 +102,7 @@ def resident_stage(
         )
     check_args(*args)
     reduced = channel[0].shape[1] if channel else 0
-    if not use_native(_NAME, resident_stage_unsupported(x, h.shape[1], reduced, bool(entry))):
+    if not use_native(_NAME, resident_stage_unsupported(x, h.shape[1], reduced, len(entry) > 0)):
         return reference(*args)
     return _OP(*args)
 
@@ -179,10 +179,10 @@ def check_args(
     check_like(_NAME, "h", h, (n, hidden), full, like=x)
     check_like(_NAME, "c", c, (n, hidden), full, like=x)
     if entry:
-        _check_entry(x, entry, entry_gates, bool(lstm), bool(channel), hidden, groups, reduced)
+        _check_entry(x, entry, entry_gates, len(lstm) > 0, len(channel) > 0, hidden, groups, reduced)
     elif entry_gates:
         raise argument_error(_NAME, "entry_gates", describe(entry_gates), "none without an entry")
-    return blocks + bool(entry), hidden, groups
+    return blocks + (1 if entry else 0), hidden, groups
 
 
 def _check_entry(
@@ -264,7 +264,7 @@ def _enter(
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     blocks, hidden, groups = check_args(*args)
-    x, entered = args[0], bool(args[10])
+    x, entered = args[0], len(args[10]) > 0
     n, channels, height, width = x.shape
     shape = (n, 2 * channels, height // 2, width // 2) if entered else x.shape
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
