@@ -55,6 +55,15 @@ def test_plain_models_can_be_exported(name):
         torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
 
 
+@pytest.mark.parametrize("name", ["cifar_resnet8", "resnet18", "densenet_bc40"])
+def test_plain_models_are_one_graph(name):
+    torch._dynamo.reset()
+    model, x = ddi.create_model(name).eval(), images(2)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+
+
 def test_macs_of_resnet20_by_hand():
     stem = 3 * 16 * 9 * 32 * 32
     first = 6 * 16 * 16 * 9 * 32 * 32

@@ -14,6 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..nn.gated_residual_block import GatedResidualBlock
 from ..nn.resident_stage import ResidentStage
 from ..record import spare
 from .base import Backbone, Exits, Visit
@@ -76,12 +77,14 @@ class Stage(ResidentStage):
     """Residual blocks on maps of one size."""
 
     def forward(self, x: Tensor, visit: Visit | None = None) -> Tensor:
+        # A plain network's forward asks for nothing that torch.compile could not trace.
+        gated = visit is None and isinstance(self[-1], GatedResidualBlock)
         for i, block in enumerate(self):
-            if visit is None and i < 2:
+            if gated and i < 2:
                 y = self.run_resident(x, i)
                 if y is not None:
                     return y
-            if visit is None and i > 0:
+            if gated and i > 0:
                 spare(x, self[i - 1], block)
             x = block(x)
             if visit is not None:
