@@ -19,7 +19,8 @@ NAME = "_C_cuda.abi3.so"
 FLAGS = ["-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static"]
 FLAGS += ["--threads", "0"]  # files and GPUs side by side
 # The stable ABI of torch 2.10 and Python's limited API are what is linked to.
-FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030b0000"]
+STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+FLAGS += [*STABLE_ABI, "-DPy_LIMITED_API=0x030b0000"]
 
 
 def find_nvcc() -> str | None:

@@ -45,19 +45,9 @@ def main() -> None:
     if nvcc is None:
         sys.exit("nvcc is not found: set CUDACXX or CUDA_HOME, or add it to the PATH")
     # In C++ what depends on torch's version is found before any code is made.
-    abi = [flag for flag in nvcc_build.FLAGS if flag.startswith("-D")]
-    commands = {
-        ".cu": [nvcc, *nvcc_build.FLAGS, "-arch=sm_90a", "-c"],
-        ".cpp": [
-            "g++",
-            "-std=c++17",
-            "-fsyntax-only",
-            "-fvisibility=hidden",
-            f"-I{ROOT}/csrc/cpu",
-            f"-I{ROOT}/csrc/engine",
-            *abi,
-        ],
-    }
+    plain = ["g++", "-std=c++17", "-fsyntax-only", "-fvisibility=hidden", *nvcc_build.STABLE_ABI]
+    plain += [f"-I{ROOT}/csrc/cpu", f"-I{ROOT}/csrc/engine"]
+    commands = {".cu": [nvcc, *nvcc_build.FLAGS, "-arch=sm_90a", "-c"], ".cpp": plain}
     with tempfile.TemporaryDirectory() as name:
         headers = unpack_headers(sys.argv[1], Path(name))
         include = [headers, headers / "torch" / "csrc" / "api" / "include", sysconfig.get_path("include")]
