@@ -64,8 +64,8 @@ inline bool same_sizes(Sizes a, Sizes b) {
 }
 
 inline void check_shape(const char* op, const char* name, const Tensor& t, Sizes sizes) {
-  STD_TORCH_CHECK(same_sizes(t.sizes(), sizes), op, ": ", name, " has shape ", shape_of(t), "; expected ",
-                  shape_of(sizes));
+  STD_TORCH_CHECK(same_sizes(t.sizes(), sizes), op, ": ", name, " has shape ", shape_of(t),
+                  "; expected ", shape_of(sizes));
 }
 
 inline bool is_half(ScalarType dtype) {
