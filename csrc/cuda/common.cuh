@@ -47,4 +47,13 @@ inline Tensor new_tensor(const Tensor& like, Sizes sizes, MemoryFormat format) {
   return new_tensor(like, sizes, like.scalar_type(), format);
 }
 
+// Dense, and aligned for 16-byte copies: t itself if it is both. A view may begin anywhere.
+inline Tensor as_aligned(const Tensor& t, MemoryFormat format) {
+  const Tensor dense = as_dense(t, format);
+  if (reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0) return dense;
+  Tensor copy = new_tensor(t, t.sizes(), format);
+  torch::stable::copy_(copy, dense);
+  return copy;
+}
+
 }  // namespace ddi

@@ -87,7 +87,7 @@ void set_gates(const Gates& t, const Tensor& x, int64_t C, int64_t blocks, Stage
 const uint16_t* words(const char* name, const Tensor& t, const Tensor& x,
                       const std::vector<int64_t>& sizes, std::vector<Tensor>& kept) {
   check(name, t, x, ScalarType::BFloat16, sizes);
-  kept.push_back(as_dense(t, MemoryFormat::Contiguous));
+  kept.push_back(as_aligned(t, MemoryFormat::Contiguous));
   return static_cast<const uint16_t*>(kept.back().const_data_ptr());
 }
 
@@ -142,7 +142,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> resident_stage_cuda(
   Tensor c_next = new_tensor(x, {samples, hidden}, ScalarType::Float);
   if (samples == 0) return {y, keep, open, h_next, c_next};
   Tensor queue = torch::stable::new_zeros(x, {1}, ScalarType::Int);
-  const Tensor dense = as_dense(x, last);
+  const Tensor dense = as_aligned(x, last);
   StageData d{};
   d.x = static_cast<const uint16_t*>(dense.const_data_ptr());
   d.weights = words("weights", weights, x, {blocks, 2, 9, C, C}, kept);

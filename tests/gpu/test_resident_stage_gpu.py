@@ -73,6 +73,19 @@ def test_with_an_entry_block(channels, n):
         check(arguments, first)
 
 
+def test_views_that_begin_anywhere():
+    arguments = call(64, 3)
+    expected = resident_stage(**arguments)
+    for name in ("x", "weights"):
+        tensor = arguments[name].contiguous(
+            memory_format=torch.channels_last if name == "x" else torch.contiguous_format
+        )
+        shifted = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device="cuda")[1:]
+        arguments[name] = shifted.as_strided(tensor.shape, tensor.stride(), 1).copy_(tensor)
+        found = resident_stage(**arguments)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_an_empty_batch():
     y, keep, opened, h, c = resident_stage(**call(16, 0))
     assert y.shape == (0, 16, 32, 32) and keep.shape == (0, 3) and opened.shape == (0, 3, 4)
