@@ -11,6 +11,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,13 +25,29 @@ ROOT = HERE.parents[1]
 FILES = sorted(HERE.glob("interpreted_*.py"))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
-def test_interpreted(file: Path) -> None:
-    pytest.importorskip("triton", reason="triton is not installed")
+def interpret(file: Path) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(ROOT), *sys.path])
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", file]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def runs(request) -> Iterator[dict[Path, Future]]:
+    """Of the files asked for, a core each: the interpreter takes one."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    asked = [
+        i.callspec.params["file"]
+        for i in request.session.items
+        if getattr(i, "originalname", "") == "test_interpreted"
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {file: pool.submit(interpret, file) for file in asked}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_interpreted(file: Path, runs: dict[Path, Future]) -> None:
+    run = runs[file].result()
     assert run.returncode == 0, run.stdout[-20000:] + run.stderr[-5000:]
     summary = run.stdout.splitlines()[-1]
     assert re.search(r"\b[1-9]\d* passed", summary) and "skipped" not in summary, summary
