@@ -122,7 +122,7 @@ def _gated_conv2d_fwd_kernel(
         steps = tl.load(in_count_ptr + n)
         in_list = in_list_ptr + n * (in_chunks + 1)
     steps = tl.where(first < out_count, steps, 0)
-    if keep_ptr is not None:
+    if keep_ptr is not None and not LEAVE:  # else only kept ones are still here
         steps = tl.where(kept, steps, 0)
 
     p = tile * BM + tl.arange(0, BM)
@@ -152,7 +152,7 @@ def _gated_conv2d_fwd_kernel(
     if RELU:
         acc = relu(acc)
     y = acc.to(y_ptr.dtype.element_ty)
-    if keep_ptr is not None:
+    if keep_ptr is not None and not LEAVE:
         if residual_ptr is not None:
             y = tl.where(kept, y, residual)
     tl.store(y_ptr + offsets, y, mask=ok)
