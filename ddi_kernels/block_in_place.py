@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ddi_kernels.block_parts import Residual, check_own_memory, dispatch, needs_gradient
-from ddi_kernels.checks import argument_error, check_tensor, describe
+from ddi_kernels.block_parts import Residual, dispatch, needs_gradient
+from ddi_kernels.checks import argument_error, check_own_memory, check_tensor, describe
 from ddi_kernels.registry import Op, register, register_triton
 from ddi_kernels.triton.tiles import block_in_place_unsupported
 

@@ -169,13 +169,6 @@ def open_counts(mask: Tensor | None, n: int, channels: int, group_size: int = 1)
     return expand_groups(mask, channels, group_size).sum(1).cpu()
 
 
-def check_own_memory(op: str, argument: str, x: Tensor) -> None:
-    """Raises unless x, which is written, has memory for each of its elements."""
-    if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
-        remedy = "Elements of an expanded tensor share memory: clone() it before writing to it."
-        raise argument_error(op, argument, describe(x), "memory of its own", remedy)
-
-
 def residual_flops(r: Residual, branch_macs: Tensor, out: Tensor) -> int:
     """Two FLOPs for each multiply-add: int64[N] of the branch where it is kept, and the shortcut's."""
     if r.keep is not None:

@@ -50,6 +50,13 @@ def check_at_least(op: str, argument: str, value: Any, minimum: int) -> None:
         raise argument_error(op, argument, describe(value), f"an integer of at least {minimum}")
 
 
+def check_own_memory(op: str, argument: str, x: Tensor) -> None:
+    """Raises unless x, which is written, has memory for each of its elements."""
+    if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
+        remedy = "Elements of an expanded tensor share memory: clone() it before writing to it."
+        raise argument_error(op, argument, describe(x), "memory of its own", remedy)
+
+
 def as_pair(value: Any) -> Any:
     """An int twice, anything else as it is: `check_pair` judges it."""
     return (value, value) if isinstance(value, int) else value

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from ddi_kernels.backends import no_native_kernel, use_native
 from ddi_kernels.checks import (
-    argument_error,
     check_like,
+    check_own_memory,
     check_tensor,
-    describe,
     empty_output,
     memory_format_of,
 )
@@ -118,9 +117,7 @@ def reference(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
 def reference_(x: Tensor, rows: Tensor, index: Tensor) -> None:
     """Plain torch `scatter_samples_`, the specification of all other implementations."""
     _check(_NAME_INPLACE, x, rows, index)
-    if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
-        remedy = "Elements of an expanded tensor share memory: clone() it before writing to it."
-        raise argument_error(_NAME_INPLACE, "x", describe(x), "memory of its own", remedy)
+    check_own_memory(_NAME_INPLACE, "x", x)
     x.index_copy_(0, index, rows)
 
 

@@ -16,7 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddi_kernels.backends import after_check, choose
-from ddi_kernels.checks import argument_error, as_pair, check_like, check_tensor, conv_output_shape, describe
+from ddi_kernels.checks import (
+    argument_error,
+    as_pair,
+    check_like,
+    check_own_memory,
+    check_tensor,
+    conv_output_shape,
+    describe,
+)
 from ddi_kernels.registry import Op, register, register_triton
 from ddi_kernels.triton.tiles import skip_conv2d_unsupported
 
@@ -122,9 +130,7 @@ def _check_memory(out: Tensor, x: Tensor) -> None:
     if torch._C._is_alias_of(out, x):  # type: ignore[attr-defined]
         remedy = "A pixel is still read after its neighbours are written: convolve into another tensor."
         raise argument_error(_NAME, "out", "a view of x's memory", "memory of its own", remedy)
-    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
-        remedy = "Elements of an expanded tensor share memory: clone() it before writing to it."
-        raise argument_error(_NAME, "out", describe(out), "memory of its own", remedy)
+    check_own_memory(_NAME, "out", out)
 
 
 def reference(

@@ -9,7 +9,7 @@ sums are added in a fixed order, and results do not move between runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,8 @@ from ddi_kernels.triton.skip_conv2d import SampleList, list_samples
 from ddi_kernels.triton.tiles import Tile, largest_chunk
 
 _BLOCK = 128
+
+Dense = Callable[[], tuple[Tensor, Tensor]]  # y and pooled of a call
 
 
 class InteriorGate(NamedTuple):
@@ -67,18 +69,21 @@ def _pooled_means_kernel(
 
 
 def launch_block(
-    r: Residual, filters: Sequence[Filter], gates: Sequence[InteriorGate]
+    r: Residual, filters: Sequence[Filter], gates: Sequence[InteriorGate], dense: Dense
 ) -> tuple[Tensor, Tensor]:
     """A residual block of odd filters that keep the image's size but for strides.
 
     Args:
-        r: all of the block outside its residual branch; keep or one of the masks is given.
+        r: all of the block outside its residual branch.
         filters: the branch's convolutions.
         gates: one behind each of them but the last.
+        dense: runs the block in plain torch, whose convolutions are the faster ones where nothing is saved.
 
     Returns:
         y, pooled: as the blocks' operators return them.
     """
+    if _nothing_to_save(r, gates):
+        return dense()
     x = channels_last(r.x)
     y = _image(x, filters[-1].weight.shape[0], r.stride)
     pooled = torch.empty((y.shape[0], y.shape[1] if r.pool else 0), dtype=torch.float32, device=x.device)
@@ -92,16 +97,26 @@ def launch_block(
     return y.contiguous(memory_format=memory_format_of(r.x)), pooled
 
 
-def launch_block_(r: Residual, filters: Sequence[Filter], gates: Sequence[InteriorGate]) -> Tensor:
+def launch_block_(
+    r: Residual, filters: Sequence[Filter], gates: Sequence[InteriorGate], dense: Dense
+) -> Tensor:
     """The same with y in the place of r.x, which is channels_last and keeps its shape; returns pooled.
 
     A tile of the last convolution reads its own pixels of x alone, and nothing else reads x any more.
     """
+    if _nothing_to_save(r, gates):
+        y, pooled = dense()
+        r.x.copy_(y)
+        return pooled
     n, channels = r.x.shape[:2]
     pooled = torch.empty((n, channels if r.pool else 0), dtype=torch.float32, device=r.x.device)
     if n > 0:
         _run(r, r.x, r.x, filters, gates, r.x, pooled)
     return pooled
+
+
+def _nothing_to_save(r: Residual, gates: Sequence[InteriorGate]) -> bool:
+    return r.keep is None and all(gate.mask is None for gate in gates)
 
 
 def _run(

@@ -19,10 +19,7 @@ def launch(*args: Any) -> tuple[Tensor, Tensor]:
     Raises:
         RuntimeError: there is no kernel for these arguments.
     """
-    r, filters, gates = _parts(*args)
-    if r.keep is None and all(gate.mask is None for gate in gates):
-        return reference(*args)  # nothing to save: torch's dense convolutions are the faster ones
-    return launch_block(r, filters, gates)
+    return launch_block(*_parts(*args), lambda: reference(*args))
 
 
 def launch_(*args: Any) -> Tensor:
@@ -31,12 +28,7 @@ def launch_(*args: Any) -> Tensor:
     Raises:
         RuntimeError: there is no kernel for these arguments.
     """
-    r, filters, gates = _parts(*args, reason=block_in_place_unsupported(args[0]))
-    if r.keep is None and all(gate.mask is None for gate in gates):
-        y, pooled = reference(*args)
-        r.x.copy_(y)
-        return pooled
-    return launch_block_(r, filters, gates)
+    return launch_block_(*_parts(*args, reason=block_in_place_unsupported(args[0])), lambda: reference(*args))
 
 
 def _parts(*args: Any, reason: str | None = None) -> tuple[Residual, list[Filter], list[InteriorGate]]:

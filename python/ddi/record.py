@@ -206,11 +206,12 @@ def spare(x: Tensor, before: nn.Module, block: nn.Module) -> None:
     Not where a hook may have kept it.
     """
     gate_pass = running_pass()
+    # A block's own output, not a tensor that somebody else gave it. None is known on a CPU.
+    if gate_pass is None or gate_pass.means_of(x) is None:
+        return
     hooks = before._forward_hooks or block._forward_hooks or block._forward_pre_hooks
     everywhere = _hooks_of_all._global_forward_hooks or _hooks_of_all._global_forward_pre_hooks
-    if gate_pass is not None and not hooks and not everywhere:
-        # Of a block's own output, which is not the tensor that somebody else gave it.
-        gate_pass.spare = x if gate_pass.means_of(x) is not None else None
+    gate_pass.spare = None if hooks or everywhere else x
 
 
 def current_pass(block_name: str) -> GatePass:

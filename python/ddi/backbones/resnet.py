@@ -79,14 +79,15 @@ class Stage(ResidentStage):
     def forward(self, x: Tensor, visit: Visit | None = None) -> Tensor:
         # A plain network's forward asks for nothing that torch.compile could not trace.
         gated = visit is None and isinstance(self[-1], GatedResidualBlock)
+        before = None
         for i, block in enumerate(self):
             if gated and i < 2:
                 y = self.run_resident(x, i)
                 if y is not None:
                     return y
-            if gated and i > 0:
-                spare(x, self[i - 1], block)
-            x = block(x)
+            if gated and before is not None:
+                spare(x, before, block)
+            x, before = block(x), block
             if visit is not None:
                 visit(x)
         return x

@@ -6,14 +6,13 @@ For inference it is one operator, :func:`ddi_kernels.gated_basic_block`.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor
 
 from ddi_kernels import gated_basic_block, gated_basic_block_
 
-from ..decision import Decision
-from .gated_residual_block import GatedResidualBlock, PreparedResidual
+from .gated_residual_block import GatedResidualBlock
 
 __all__ = ["GatedBasicBlock"]
 
@@ -34,33 +33,7 @@ class GatedBasicBlock(GatedResidualBlock):
     layers = ("conv1", "bn1", "conv2", "bn2", "downsample")
     kernels = (3, 3)
     strided = 0
+    mask_names = (("mask", "mask_scale", "group_size"),)
 
-    def _run_fused(
-        self, x: Tensor, decision: Decision, prepared: PreparedResidual, pool: bool = False,
-        x_pooled: Tensor | None = None, over_x: bool = False,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        (conv1, conv2), shortcut = prepared.convs, prepared.shortcut
-        mask = decision.masks[0] if decision.masks else None
-        weights = conv1.weight, conv1.bias, conv2.weight, conv2.bias
-        gating: dict[str, Any] = dict(
-            keep=decision.keep,
-            keep_scale=decision.keep_scale,
-            mask=None if mask is None else mask.open,
-            mask_scale=None if mask is None else mask.scale,
-            group_size=1 if mask is None else mask.group_size,
-            pool=pool,
-            x_pooled=x_pooled,
-        )
-        if over_x:
-            return x, gated_basic_block_(x, *weights, **gating)
-        return gated_basic_block(
-            x,
-            *weights,
-            packed1=conv1.packed,
-            packed2=conv2.packed,
-            shortcut_weight=None if shortcut is None else shortcut.weight,
-            shortcut_bias=None if shortcut is None else shortcut.bias,
-            shortcut_packed=None if shortcut is None else shortcut.packed,
-            stride=prepared.stride,
-            **gating,
-        )
+    def _operators(self) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., Tensor]]:
+        return gated_basic_block, gated_basic_block_

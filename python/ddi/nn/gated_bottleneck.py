@@ -6,14 +6,13 @@ and h = mask1 * relu(bn1(conv1(x))). For inference it is one operator, :func:`dd
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor
 
 from ddi_kernels import gated_bottleneck, gated_bottleneck_
 
-from ..decision import Decision, Mask
-from .gated_residual_block import GatedResidualBlock, PreparedResidual
+from .gated_residual_block import GatedResidualBlock
 
 __all__ = ["GatedBottleneck"]
 
@@ -37,38 +36,10 @@ class GatedBottleneck(GatedResidualBlock):
     layers = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample")
     kernels = (1, 3, 1)
     strided = 1
+    mask_names = (
+        ("mask1", "mask1_scale", "group_size1"),
+        ("mask2", "mask2_scale", "group_size2"),
+    )
 
-    def _run_fused(
-        self, x: Tensor, decision: Decision, prepared: PreparedResidual, pool: bool = False,
-        x_pooled: Tensor | None = None, over_x: bool = False,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        (conv1, conv2, conv3), shortcut = prepared.convs, prepared.shortcut
-        masks: tuple[Mask | None, ...] = decision.masks or (None, None)
-        mask1, mask2 = masks
-        weights = conv1.weight, conv1.bias, conv2.weight, conv2.bias, conv3.weight, conv3.bias
-        gating: dict[str, Any] = dict(
-            keep=decision.keep,
-            keep_scale=decision.keep_scale,
-            mask1=None if mask1 is None else mask1.open,
-            mask1_scale=None if mask1 is None else mask1.scale,
-            group_size1=1 if mask1 is None else mask1.group_size,
-            mask2=None if mask2 is None else mask2.open,
-            mask2_scale=None if mask2 is None else mask2.scale,
-            group_size2=1 if mask2 is None else mask2.group_size,
-            pool=pool,
-            x_pooled=x_pooled,
-        )
-        if over_x:
-            return x, gated_bottleneck_(x, *weights, **gating)
-        return gated_bottleneck(
-            x,
-            *weights,
-            packed1=conv1.packed,
-            packed2=conv2.packed,
-            packed3=conv3.packed,
-            shortcut_weight=None if shortcut is None else shortcut.weight,
-            shortcut_bias=None if shortcut is None else shortcut.bias,
-            shortcut_packed=None if shortcut is None else shortcut.packed,
-            stride=prepared.stride,
-            **gating,
-        )
+    def _operators(self) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., Tensor]]:
+        return gated_bottleneck, gated_bottleneck_

@@ -9,6 +9,7 @@ asking it would stop the queue.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,6 +66,7 @@ class GatedResidualBlock(GatedBlock):
 
     kernels: ClassVar[tuple[int, ...]]  # of the convolutions, as the operator has them
     strided: ClassVar[int]  # the index of the one that takes the block's stride
+    mask_names: ClassVar[tuple[tuple[str, str, str], ...]]  # in the operator: mask, scale, group size
     downsample: nn.Module | None
 
     def __init__(self, block: Any, name: str = "block") -> None:
@@ -173,6 +175,25 @@ class GatedResidualBlock(GatedBlock):
 
         `over_x`: y takes the place of x, where skipped samples already are.
         """
+        arguments: dict[str, Any] = {"keep": decision.keep, "keep_scale": decision.keep_scale}
+        for (open_, scale, size), mask in zip(self.mask_names, decision.masks, strict=False):
+            if mask is not None:
+                arguments |= {open_: mask.open, scale: mask.scale, size: mask.group_size}
+        arguments |= {"pool": pool, "x_pooled": x_pooled}
+        weights = [t for conv in prepared.convs for t in (conv.weight, conv.bias)]
+        operator, operator_in_place = self._operators()
+        if over_x:
+            return x, operator_in_place(x, *weights, **arguments)
+        for i, conv in enumerate(prepared.convs, 1):
+            arguments[f"packed{i}"] = conv.packed
+        if prepared.shortcut is not None:
+            shortcut = prepared.shortcut
+            arguments |= {"shortcut_weight": shortcut.weight, "shortcut_bias": shortcut.bias}
+            arguments["shortcut_packed"] = shortcut.packed
+        return operator(x, *weights, stride=prepared.stride, **arguments)
+
+    def _operators(self) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., Tensor]]:
+        """The block as one operator, and the form of it that writes over its input."""
         raise NotImplementedError
 
     def _run(self, x: Tensor, decision: Decision, prepared: PreparedResidual) -> Tensor:

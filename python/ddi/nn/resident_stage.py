@@ -49,6 +49,14 @@ def _are_gated(blocks: Sequence[Any]) -> bool:
     return all(isinstance(block, GatedBasicBlock) for block in blocks)
 
 
+def _has_kernel(x: Tensor, gates: Any, entered: bool) -> bool:
+    """Whether the operator takes images like x, an entry block's or not, and such gates."""
+    if not isinstance(gates, DDIGates):
+        return False
+    reduced = gates.config.channel_hidden if gates.config.channels else 0
+    return resident_stage_unsupported(x, gates.config.hidden, reduced, entered) is None
+
+
 def _doubles(block: Any) -> bool:
     """Whether a block doubles the width and halves the map, as the operator's entry block does."""
     prepared: PreparedResidual = block.prepared()
@@ -73,10 +81,11 @@ class ResidentStage(nn.Sequential, PreparedModule):
 
     def run_resident(self, x: Tensor, first: int) -> Tensor | None:
         """All blocks from number `first` on, x: float[N, C, H, W]; None where no one operator runs them."""
-        gate_pass, blocks = running_pass(), self.resident_blocks()
-        entry = self.entry_block() if first == 0 else None
-        if gate_pass is None or gate_pass.watch is not None:
+        gate_pass = running_pass()
+        # The kernel is asked for first: on a CPU, where there is none, the rest would cost more than a gate.
+        if gate_pass is None or gate_pass.watch is not None or not _has_kernel(x, gate_pass.gates, False):
             return None
+        blocks, entry = self.resident_blocks(), self.entry_block() if first == 0 else None
         if first != len(self) - len(blocks) - (entry is not None):
             return None
         if not self._fits(x, blocks, entry, gate_pass):
@@ -100,12 +109,10 @@ class ResidentStage(nn.Sequential, PreparedModule):
         return first if alone and isinstance(first, GatedBasicBlock) else None
 
     def _fits(self, x: Tensor, blocks: Sequence[Any], entry: Any | None, gate_pass: GatePass) -> bool:
-        gates: Any = gate_pass.gates
         run = [*blocks] if entry is None else [entry, *blocks]
-        if len(run) < 2 or not isinstance(gates, DDIGates) or current_backend() == "triton":
+        if len(run) < 2 or current_backend() == "triton":
             return False
-        reduced = gates.config.channel_hidden if gates.config.channels else 0
-        if resident_stage_unsupported(x, gates.config.hidden, reduced, entry is not None) is not None:
+        if entry is not None and not _has_kernel(x, gate_pass.gates, True):
             return False
         if not _are_gated(run) or not all(runs_sparse(x, block, Decision()) for block in run):
             return False
