@@ -26,9 +26,9 @@ REQUIRED = os.environ.get("DDI_REQUIRE_C") == "1"
 MODES = ("none", "cpu", "cuda", "auto")
 
 # Baseline flags: newer instructions are used only inside marked regions (csrc/cpu/isa_region.h) and
-# picked at run time. The stable ABI of torch 2.10 and Python's limited API are what is linked to.
+# picked at run time.
 FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off"]
-FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-ffile-prefix-map={ROOT}/="]
+FLAGS += [f"-ffile-prefix-map={ROOT}/="]
 
 if MODE not in MODES:
     sys.exit(f"DDI_BUILD={MODE}: expected one of {', '.join(MODES)}")
@@ -38,6 +38,7 @@ try:
     sys.path.insert(0, str(ROOT / "csrc" / "cuda"))
     import nvcc_build
 
+    FLAGS += nvcc_build.STABLE_ABI
     TORCH_ERROR = ""
 except ImportError as error:
     cpp_extension = None

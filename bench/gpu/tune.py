@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,22 @@ from ddi_kernels.triton.tuned_tiles import shape_key, table_path, use_tiles
 
 from ..rows import header
 from .graphs import DTYPE, Masks, Step, choices, images, new_filter, replayed
-from .operators import GROWTH
 
 # Channels in, out, side, kernel: of basic blocks, and of bottlenecks four times as wide outside.
 SHAPES = [(c, c, s, 3) for c, s in ((64, 56), (128, 28), (256, 14), (512, 7))]
 SHAPES += [shape for c, _, s, _ in SHAPES for shape in ((4 * c, c, s, 1), (c, 4 * c, s, 1))]
-BATCHES = (64, 8)
+BATCHES, GROUPS = (64, 8), (32, 64)
 KEEP = 0.5
 
-Case = tuple[str, Step, Callable[[int], None]]  # key of the shape; call i; what a replay prepares
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution to tune."""
+
+    key: str  # of its shape
+    step: int  # input channels that a tile takes at a time
+    run: Step
+    refresh: Callable[[int], None]  # prepares a replay
 
 
 def gated_case(ci: int, co: int, side: int, kernel: int, n: int, group: int) -> Case:
@@ -47,8 +55,9 @@ def gated_case(ci: int, co: int, side: int, kernel: int, n: int, group: int) -> 
             in_group_size=group, out_group_size=group, activation="relu",
         )  # fmt: skip
 
-    key = shape_key("gated_conv2d", side * side, co, min(group, largest_chunk(DTYPE, ci)), kernel**2, DTYPE)
-    return key, run, masks.refresh
+    step = min(group, largest_chunk(DTYPE, ci))
+    key = shape_key("gated_conv2d", side * side, co, step, kernel**2, DTYPE)
+    return Case(key, step, run, masks.refresh)
 
 
 def skip_case(ci: int, co: int, side: int, kernel: int, n: int) -> Case:
@@ -59,27 +68,26 @@ def skip_case(ci: int, co: int, side: int, kernel: int, n: int) -> Case:
     def run(i: int) -> Tensor:
         return skip_conv2d_(y, xs[i], *f, keep=masks.now[i][0], padding=kernel // 2, activation="relu")
 
-    rows = n * side * side
-    return shape_key("skip_conv2d", rows, co, largest_chunk(DTYPE, ci), kernel**2, DTYPE), run, masks.refresh
+    step = largest_chunk(DTYPE, ci)
+    key = shape_key("skip_conv2d", n * side * side, co, step, kernel**2, DTYPE)
+    return Case(key, step, run, masks.refresh)
 
 
 def cases() -> Iterator[Callable[[], Case]]:
     """Each shape of each kernel once, at the batch that matters more."""
     for shape in SHAPES:
-        yield from (partial(gated_case, *shape, BATCHES[0], group) for group in (GROWTH, 2 * GROWTH))
+        yield from (partial(gated_case, *shape, BATCHES[0], group) for group in GROUPS)
         yield from (partial(skip_case, *shape, n) for n in BATCHES)
 
 
-def fastest(gpu: Gpu, case: Case) -> tuple[str, Tile, dict[Tile, float]]:
-    """The key of a case's shape, its best tile, and the milliseconds of all."""
-    key, run, refresh = case
-    step = int(key.split(" bk")[1].split()[0])
+def tile_times(gpu: Gpu, case: Case) -> dict[Tile, float]:
+    """Milliseconds of a case in each tile that holds it."""
     times: dict[Tile, float] = {}
     for tile in shipped_tiles(DTYPE, gpu):
-        if tile.bk == step:
-            use_tiles(gpu.name, {key: tile})
-            times[tile] = replayed(run, refresh).median
-    return key, min(times, key=lambda tile: times[tile]), times
+        if tile.bk == case.step:
+            use_tiles(gpu.name, {case.key: tile})
+            times[tile] = replayed(case.run, case.refresh).median
+    return times
 
 
 def tune(gpu: Gpu, chosen: Iterator[Callable[[], Case]]) -> dict[str, Tile]:
@@ -87,11 +95,11 @@ def tune(gpu: Gpu, chosen: Iterator[Callable[[], Case]]) -> dict[str, Tile]:
     table: dict[str, Tile] = {}
     for build in chosen:
         case = build()
-        if case[0] not in table:
-            key, tile, times = fastest(gpu, case)
-            table[key] = tile
+        if case.key not in table:
+            times = tile_times(gpu, case)
+            tile = table[case.key] = min(times, key=lambda tile: times[tile])
             shown = "  ".join(f"{t.bm}x{t.bn} {ms * 1e3:.1f}" for t, ms in times.items())
-            print(f"{key:56} {tile.bm}x{tile.bn}  of {shown} us", flush=True)
+            print(f"{case.key:56} {tile.bm}x{tile.bn}  of {shown} us", flush=True)
     return table
 
 

@@ -29,6 +29,14 @@ inline void check_cuda(const char* op, const char* name, const Tensor& t, const 
                   " is not on the GPU of the other arguments; move all to one device");
 }
 
+// A tensor of this dtype and shape on x's GPU.
+inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x,
+                       ScalarType dtype, Sizes sizes) {
+  check_cuda(op, name, t, x);
+  check_dtype(op, name, t, dtype);
+  check_shape(op, name, t, sizes);
+}
+
 inline void check_launch(const char* op) {
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, op,
@@ -42,9 +50,10 @@ inline Tensor new_tensor(const Tensor& like, Sizes sizes, ScalarType dtype,
                      like.get_device_index());
 }
 
-// The same, of its dtype.
+// The same, of its dtype, whichever that is.
 inline Tensor new_tensor(const Tensor& like, Sizes sizes, MemoryFormat format) {
-  return new_tensor(like, sizes, like.scalar_type(), format);
+  return new_strided(sizes, shim_dtype(like), format, aoti_torch_device_type_cuda(),
+                     like.get_device_index());
 }
 
 // Dense, and aligned for 16-byte copies: t itself if it is both. A view may begin anywhere.

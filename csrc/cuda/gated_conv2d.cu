@@ -27,9 +27,7 @@ struct Gate {
 OptionalTensor check(const char* name, const OptionalTensor& t, const Tensor& x, ScalarType dtype,
                      Sizes sizes, MemoryFormat format = MemoryFormat::Contiguous) {
   if (!t.has_value()) return std::nullopt;
-  check_cuda(kOp, name, *t, x);
-  check_dtype(kOp, name, *t, dtype);
-  check_shape(kOp, name, *t, sizes);
+  check_like(kOp, name, *t, x, dtype, sizes);
   return as_dense(*t, format);
 }
 

@@ -138,12 +138,6 @@ struct Bfloat16 {
                                                   uint32_t b0, uint32_t b1) {
     ddi::multiply(acc, a, b0, b1);
   }
-  template <int BM>
-  static __device__ __forceinline__ void multiply_stage(ConvTile<BM>& tile,
-                                                        const unsigned char* rows,
-                                                        const unsigned char* cols) {
-    multiply_halves<Bfloat16>(tile, rows, cols);
-  }
 };
 
 struct Float16 {
@@ -154,25 +148,23 @@ struct Float16 {
                                                   uint32_t b0, uint32_t b1) {
     multiply_f16(acc, a, b0, b1);
   }
-  template <int BM>
-  static __device__ __forceinline__ void multiply_stage(ConvTile<BM>& tile,
-                                                        const unsigned char* rows,
-                                                        const unsigned char* cols) {
-    multiply_halves<Float16>(tile, rows, cols);
-  }
 };
 
 struct Float32 {
   using Word = float;
   static __device__ __forceinline__ float widen(Word w) { return w; }
   static __device__ __forceinline__ Word narrow(float v) { return v; }
-  template <int BM>
-  static __device__ __forceinline__ void multiply_stage(ConvTile<BM>& tile,
-                                                        const unsigned char* rows,
-                                                        const unsigned char* cols) {
+};
+
+template <class T, int BM>
+__device__ __forceinline__ void multiply_stage(ConvTile<BM>& tile, const unsigned char* rows,
+                                               const unsigned char* cols) {
+  if constexpr (sizeof(typename T::Word) == 2) {
+    multiply_halves<T>(tile, rows, cols);
+  } else {
     multiply_floats(tile, rows, cols);
   }
-};
+}
 
 // 16 bytes of neighbouring channels.
 template <class T>
@@ -358,7 +350,7 @@ __global__ void __launch_bounds__(kConvThreads)
       const int next = step + kConvStages - 1;
       if (next < steps) loader.start(rows(next), cols(next));
       commit_pieces();
-      T::multiply_stage(sums, rows(step), cols(step));
+      multiply_stage<T>(sums, rows(step), cols(step));
     }
   }
   wait_pieces<0>();

@@ -12,17 +12,10 @@ namespace {
 
 constexpr const char* kOp = "resident_stage";
 
-void check(const char* name, const Tensor& t, const Tensor& x, ScalarType dtype,
-           const std::vector<int64_t>& sizes) {
-  check_cuda(kOp, name, t, x);
-  check_dtype(kOp, name, t, dtype);
-  check_shape(kOp, name, t, sizes);
-}
-
 // The dense form of a float tensor, kept alive in `kept`.
 const float* floats(const char* name, const Tensor& t, const Tensor& x,
                     const std::vector<int64_t>& sizes, std::vector<Tensor>& kept) {
-  check(name, t, x, ScalarType::Float, sizes);
+  check_like(kOp, name, t, x, ScalarType::Float, sizes);
   kept.push_back(as_dense(t, MemoryFormat::Contiguous));
   return static_cast<const float*>(kept.back().const_data_ptr());
 }
@@ -86,7 +79,7 @@ void set_gates(const Gates& t, const Tensor& x, int64_t C, int64_t blocks, Stage
 
 const uint16_t* words(const char* name, const Tensor& t, const Tensor& x,
                       const std::vector<int64_t>& sizes, std::vector<Tensor>& kept) {
-  check(name, t, x, ScalarType::BFloat16, sizes);
+  check_like(kOp, name, t, x, ScalarType::BFloat16, sizes);
   kept.push_back(as_aligned(t, MemoryFormat::Contiguous));
   return static_cast<const uint16_t*>(kept.back().const_data_ptr());
 }

@@ -8,11 +8,9 @@ namespace {
 // Checks, and returns the index contiguous.
 Tensor check_rows(const char* op, const Tensor& x, const Tensor& rows, const Tensor& index) {
   const Tensor places = check_samples(op, x, index);
-  check_cuda(op, "rows", rows, x);
-  check_dtype(op, "rows", rows, x.scalar_type());
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes[0] = places.numel();
-  check_shape(op, "rows", rows, sizes);
+  check_like(op, "rows", rows, x, x.scalar_type(), sizes);
   STD_TORCH_CHECK(places.numel() == 0 || x.size(0) > 0, op,
                   ": index names samples of an empty batch");
   return places;

@@ -40,10 +40,14 @@ inline int32_t shim_dtype(ScalarType dtype) {
   return torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
 }
 
-inline bool has_dtype(const Tensor& t, ScalarType dtype) {
+inline int32_t shim_dtype(const Tensor& t) {
   int32_t code;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &code));
-  return code == shim_dtype(dtype);
+  return code;
+}
+
+inline bool has_dtype(const Tensor& t, ScalarType dtype) {
+  return shim_dtype(t) == shim_dtype(dtype);
 }
 
 inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t dim,

@@ -140,7 +140,7 @@ def test_the_fastest_tile_is_found_and_taken(monkeypatch, tiles, tmp_path):
     }
     tuned_tiles.use_tiles(gpu.name, slowest)
     for build in cases.values():
-        build()[1](0)
+        build().run(0)
     assert tiles[-2:] == list(slowest.values())
 
 
