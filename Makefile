@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 C_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPU_SOURCES := $(filter csrc/cpu/%.cpp,$(C_SOURCES))
+CPU_HEADERS := $(filter csrc/cpu/%.h,$(C_SOURCES))
+ENGINE_HEADERS := $(filter csrc/engine/%.h,$(C_SOURCES))
 SOURCES := setup.py pyproject.toml csrc/cuda/nvcc_build.py $(C_SOURCES)
 # The Python that `make check-gpu` runs on: one whose torch sees a GPU. Nothing is installed into it.
 GPU_PYTHON ?= python3
@@ -27,8 +30,8 @@ lint: .venv/built
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 	for cxx in g++ clang++; do if command -v $$cxx >/dev/null; then \
-	  for f in csrc/cpu/*.cpp; do \
-	    $$cxx -std=c++17 -O1 -Wall -Wextra -Werror -c $$f -o /dev/null || exit 1; done; \
+	  for f in $(CPU_SOURCES); do \
+	    $$cxx -std=c++17 -O1 -Wall -Wextra -Werror -Icsrc/cpu -c $$f -o /dev/null || exit 1; done; \
 	  else echo "lint: $$cxx is not installed, csrc/cpu not compiled with it"; fi; done
 
 format: .venv/built
@@ -80,11 +83,11 @@ tune-gpu:
 
 # The engine alone, for C and the shell: no Python, no torch. CXX=aarch64-linux-gnu-g++ cross-compiles.
 ENGINE_DIR := build/engine/$(notdir $(CXX))
-ENGINE_FLAGS := -O2 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -Icsrc/cpu
+ENGINE_FLAGS := -O2 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -Icsrc/cpu -Icsrc/engine
 ENGINE_FLAGS += -ffunction-sections -fdata-sections
 ENGINE_MAP := csrc/engine/libddi.map
-ENGINE_CLI := csrc/engine/ddi_run.cpp csrc/engine/npy.cpp
-ENGINE_LIB := $(filter-out $(ENGINE_CLI),$(wildcard csrc/cpu/*.cpp csrc/engine/*.cpp))
+ENGINE_CLI := $(filter csrc/engine/cli/%.cpp,$(C_SOURCES))
+ENGINE_LIB := $(CPU_SOURCES) $(filter-out $(ENGINE_CLI),$(filter csrc/engine/%.cpp,$(C_SOURCES)))
 ENGINE_OBJECTS := $(ENGINE_LIB:csrc/%.cpp=$(ENGINE_DIR)/%.o)
 
 # Drivers throw nothing; without the tables for it the library is smaller.
@@ -92,12 +95,12 @@ $(ENGINE_DIR)/cpu/%.o: ENGINE_FLAGS += -fno-exceptions -fno-asynchronous-unwind-
 
 engine: $(ENGINE_DIR)/libddi.so $(ENGINE_DIR)/ddi_run
 
-$(ENGINE_DIR)/%.o: csrc/%.cpp $(wildcard csrc/cpu/*.h)
+$(ENGINE_DIR)/%.o: csrc/%.cpp $(CPU_HEADERS)
 	@mkdir -p $(@D)
 	$(CXX) $(ENGINE_FLAGS) $(CXXFLAGS) -c $< -o $@
 
-$(filter $(ENGINE_DIR)/engine/%,$(ENGINE_OBJECTS)): $(wildcard csrc/engine/*.h)
-$(ENGINE_CLI:csrc/%.cpp=$(ENGINE_DIR)/%.o): $(wildcard csrc/engine/*.h)
+$(filter $(ENGINE_DIR)/engine/%,$(ENGINE_OBJECTS)): $(ENGINE_HEADERS)
+$(ENGINE_CLI:csrc/%.cpp=$(ENGINE_DIR)/%.o): $(ENGINE_HEADERS)
 
 $(ENGINE_DIR)/libddi.so: $(ENGINE_OBJECTS) $(ENGINE_MAP)
 	$(CXX) -shared -s -Wl,--gc-sections -Wl,-soname,libddi.so -Wl,--version-script=$(ENGINE_MAP) $(LDFLAGS) \
@@ -124,9 +127,9 @@ fuzz: build/fuzz/fuzz_plan
 	build/fuzz/fuzz_plan $(FUZZ_LIMIT) -max_len=16384 -timeout=20 -malloc_limit_mb=512 \
 	  -print_final_stats=1 -artifact_prefix=build/fuzz/ build/fuzz/corpus tests/engine/corpus
 
-$(filter build/fuzz/engine/%,$(FUZZ_OBJECTS)): $(wildcard csrc/engine/*.h)
+$(filter build/fuzz/engine/%,$(FUZZ_OBJECTS)): $(ENGINE_HEADERS)
 
-build/fuzz/%.o: csrc/%.cpp $(FUZZ_IGNORE) $(wildcard csrc/cpu/*.h)
+build/fuzz/%.o: csrc/%.cpp $(FUZZ_IGNORE) $(CPU_HEADERS)
 	@mkdir -p $(@D)
 	clang++ $(FUZZ_FLAGS) $(if $(findstring /micro_,$<),$(MICRO_CHECKS),$(FUZZ_CHECKS)) -c $< -o $@
 

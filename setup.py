@@ -46,25 +46,28 @@ except ImportError as error:
     FLAGS.clear()
 
 
-CPU_SOURCES = sorted(glob.glob("csrc/cpu/*.cpp"))
-ENGINE_CLI = {"csrc/engine/ddi_run.cpp", "csrc/engine/npy.cpp"}
+CPU_SOURCES = sorted(glob.glob("csrc/cpu/**/*.cpp", recursive=True))
+ENGINE_SOURCES = [*glob.glob("csrc/engine/*.cpp"), *glob.glob("csrc/engine/ops/*.cpp")]  # not cli/, a program
 
 
 def extensions() -> list[Extension]:
     """The operators, and the engine, which links the drivers as they were compiled for the operators."""
-    headers = sorted(glob.glob("csrc/*/*.h"))
+    headers = sorted(glob.glob("csrc/**/*.h", recursive=True))
     sources = CPU_SOURCES + sorted(glob.glob("csrc/torch/*.cpp"))
-    engine = sorted(set(glob.glob("csrc/engine/*.cpp") + glob.glob("csrc/bindings/*.cpp")) - ENGINE_CLI)
+    engine = sorted(ENGINE_SOURCES + glob.glob("csrc/bindings/*.cpp"))
     if cpp_extension is None:
         return [Extension("ddi_kernels._C", sources), Extension("ddi_kernels._engine", engine)]
     options = {"depends": headers, "extra_compile_args": FLAGS}
+    cpu = f"{ROOT}/csrc/cpu"
     return [
-        cpp_extension.CppExtension("ddi_kernels._C", sources, py_limited_api=True, **options),
+        cpp_extension.CppExtension(
+            "ddi_kernels._C", sources, include_dirs=[cpu], py_limited_api=True, **options
+        ),
         # Of torch only pybind11, which it ships.
         Extension(
             "ddi_kernels._engine",
             engine,
-            include_dirs=[f"{ROOT}/csrc/cpu", f"{ROOT}/csrc/engine", *cpp_extension.include_paths()],
+            include_dirs=[cpu, f"{ROOT}/csrc/engine", *cpp_extension.include_paths()],
             language="c++",
             **options,
         ),

@@ -11,7 +11,7 @@
 #include <optional>
 #include <string>
 
-#include "isa.h"
+#include "base/isa.h"
 #include "session.h"
 
 namespace py = pybind11;

@@ -2,8 +2,8 @@
 #include <cstring>
 #include <new>
 
+#include "base/isa.h"
 #include "ddi.h"
-#include "isa.h"
 #include "session.h"
 
 struct ddi_network {

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "arena.h"
+#include "base/arena.h"
 
 namespace ddi::engine {
 namespace {

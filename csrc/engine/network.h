@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "op.h"
+#include "ops/op.h"
 #include "plan_file.h"
 
 namespace ddi::engine {

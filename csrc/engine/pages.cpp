@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <new>
 
-#include "arena.h"
+#include "base/arena.h"
 
 namespace ddi::engine {
 namespace {

@@ -9,7 +9,7 @@
 #include <cstring>
 #include <memory>
 
-#include "dtypes.h"
+#include "base/dtypes.h"
 
 namespace ddi::engine {
 namespace {

@@ -8,8 +8,8 @@
 #include <new>
 #include <numeric>
 
-#include "arena.h"
-#include "dtypes.h"
+#include "base/arena.h"
+#include "base/dtypes.h"
 
 namespace ddi::engine {
 namespace {

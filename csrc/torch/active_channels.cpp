@@ -1,5 +1,5 @@
 // ddi::active_channels for the CPU: checks, allocation, registration.
-#include "../cpu/active_channels.h"
+#include "../cpu/gate/active_channels.h"
 
 #include <limits>
 #include <tuple>

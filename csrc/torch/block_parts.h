@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include "../cpu/gated_block.h"
-#include "../cpu/prepack_conv2d.h"
+#include "../cpu/block/gated_block.h"
+#include "../cpu/conv/prepack_conv2d.h"
 #include "common.h"
 #include "conv2d_args.h"
 #include "prepack_conv2d.h"

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <memory>
 
-#include "../cpu/parallel.h"
+#include "../cpu/base/parallel.h"
 #include "tensors.h"
 
 namespace ddi {

@@ -1,7 +1,7 @@
 // Checks and conversions of arguments that gated convolutions have in common.
 #pragma once
 
-#include "../cpu/gated_conv2d.h"
+#include "../cpu/conv/gated_conv2d.h"
 #include "common.h"
 #include "conv2d_geometry.h"
 

@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "../cpu/conv2d_shape.h"
+#include "../cpu/conv/conv2d_shape.h"
 #include "tensors.h"
 
 namespace ddi {

@@ -1,5 +1,5 @@
 // ddi::gate_plan for the CPU: checks, allocation, registration.
-#include "../cpu/gate_plan.h"
+#include "../cpu/gate/gate_plan.h"
 
 #include <algorithm>
 #include <tuple>

@@ -1,7 +1,7 @@
 // ddi::gated_conv2d for the CPU: checks, allocation, registration. The batch may have any strides;
 // masks, scale and bias are small and made contiguous and float32 (or float64), a residual takes
 // the output's layout.
-#include "../cpu/gated_conv2d.h"
+#include "../cpu/conv/gated_conv2d.h"
 
 #include <vector>
 

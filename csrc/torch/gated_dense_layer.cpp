@@ -1,5 +1,5 @@
 // ddi::gated_dense_layer and its in-place form for the CPU: checks, allocation, registration.
-#include "../cpu/gated_dense_layer.h"
+#include "../cpu/block/gated_dense_layer.h"
 
 #include "block_parts.h"
 

@@ -1,6 +1,6 @@
 // ddi::gather_samples for the CPU: checks, allocation, registration. Any dtype; the samples of x
 // may lie any distance apart, and are copied whole.
-#include "../cpu/gather_samples.h"
+#include "../cpu/samples/gather_samples.h"
 
 #include "samples.h"
 

@@ -4,7 +4,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "../cpu/isa.h"
+#include "../cpu/base/isa.h"
 
 namespace {
 

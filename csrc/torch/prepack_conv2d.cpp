@@ -1,7 +1,7 @@
 // ddi::prepack_conv2d for the CPU: checks, allocation, registration.
 #include "prepack_conv2d.h"
 
-#include "../cpu/prepack_conv2d.h"
+#include "../cpu/conv/prepack_conv2d.h"
 #include "conv2d_args.h"
 
 namespace ddi {

@@ -1,7 +1,7 @@
 // The operator as a function, for convolutions called without a packed weight.
 #pragma once
 
-#include "../cpu/gated_conv2d.h"
+#include "../cpu/conv/gated_conv2d.h"
 #include "common.h"
 
 namespace ddi {

@@ -1,6 +1,6 @@
 // ddi::scatter_samples and ddi::scatter_samples_ for the CPU: checks, allocation, registration. Any
 // dtype; repeated places keep their last row.
-#include "../cpu/scatter_samples.h"
+#include "../cpu/samples/scatter_samples.h"
 
 #include "samples.h"
 

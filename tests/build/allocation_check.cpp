@@ -5,11 +5,11 @@
 #include <vector>
 
 #include "allocations.h"
-#include "gate_plan.h"
-#include "gated_block.h"
-#include "gated_dense_layer.h"
-#include "isa.h"
-#include "prepack_conv2d.h"
+#include "gate/gate_plan.h"
+#include "block/gated_block.h"
+#include "block/gated_dense_layer.h"
+#include "base/isa.h"
+#include "conv/prepack_conv2d.h"
 
 namespace {
 

@@ -29,7 +29,7 @@ def compile_program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         options = ["-std=c++17", "-ffp-contract=off", *flags, "-pthread", f"-I{ROOT / 'csrc/cpu'}"]
         if flags not in folders:
             folder = tmp_path_factory.mktemp("drivers")
-            run_compiler([compiler, *options, "-c", *(ROOT / "csrc/cpu").glob("*.cpp")], folder)
+            run_compiler([compiler, *options, "-c", *(ROOT / "csrc/cpu").rglob("*.cpp")], folder)
             folders[flags] = folder
         folder = folders[flags]
         source, program = ROOT / "tests" / "build" / f"{name}.cpp", folder / name

@@ -12,9 +12,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "gated_conv2d.h"
-#include "isa.h"
-#include "prepack_conv2d.h"
+#include "conv/gated_conv2d.h"
+#include "base/isa.h"
+#include "conv/prepack_conv2d.h"
 #if defined(__x86_64__)
 #include "amx_emulation.h"
 #endif

@@ -11,12 +11,12 @@
 #include <thread>
 #include <vector>
 
-#include "activate_pixels.h"
+#include "pixels/activate_pixels.h"
 #include "allocations.h"
-#include "copy_pixels.h"
-#include "isa.h"
-#include "mean_pixels.h"
-#include "pool2d.h"
+#include "pixels/copy_pixels.h"
+#include "base/isa.h"
+#include "pixels/mean_pixels.h"
+#include "pixels/pool2d.h"
 
 namespace {
 

@@ -5,8 +5,8 @@
 #include <limits>
 #include <vector>
 
-#include "isa.h"
-#include "micro_gate.h"
+#include "base/isa.h"
+#include "micro/micro_gate.h"
 
 namespace {
 

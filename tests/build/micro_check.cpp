@@ -8,8 +8,8 @@
 #include <random>
 #include <vector>
 
-#include "isa.h"
-#include "micro.h"
+#include "base/isa.h"
+#include "micro/micro.h"
 
 namespace {
 

@@ -81,7 +81,7 @@ def link(target: Target, program: Path, objects: list[Path], *flags: str) -> Pat
 def compile_checks(target: Target, folder: Path, *flags: str) -> None:
     """Leaves the programs of CHECKS in the folder, and the objects of csrc/cpu."""
     need(target.emulator)  # before the work
-    objects = [compile_file(target, source, folder, *flags) for source in CPU.glob("*.cpp")]
+    objects = [compile_file(target, source, folder, *flags) for source in CPU.rglob("*.cpp")]
     for name in CHECKS:
         main = compile_file(target, ROOT / "tests" / "build" / f"{name}.cpp", folder, *flags)
         link(target, folder / name, [main, *objects], *flags)
@@ -141,7 +141,7 @@ def test_micro_files_share_no_code(name: str, folders: dict[str, Path]) -> None:
 
 ISA_SOURCE = """
 #include <cstdio>
-#include "isa.h"
+#include "base/isa.h"
 int main() {
   const char* rejected = ddi::rejected_isa_env();
   std::printf("%s; %s; %s", ddi::isa_names(), ddi::isa_name(ddi::current_isa()),
@@ -154,7 +154,7 @@ int main() {
 def test_levels_and_their_cap(name: str, tmp_path: Path) -> None:
     target, main = TARGETS[name], tmp_path / "main.cpp"
     main.write_text(ISA_SOURCE)
-    sources = (main, CPU / "isa.cpp")
+    sources = (main, CPU / "base" / "isa.cpp")
     program = link(
         target, tmp_path / "levels", [compile_file(target, source, tmp_path) for source in sources]
     )
@@ -186,7 +186,7 @@ def innermost_loops(listing: str) -> list[str]:
 @pytest.mark.parametrize("name", TARGETS)
 def test_sums_of_a_tile_stay_in_registers(name: str, tmp_path: Path) -> None:
     target = TARGETS[name]
-    kernels = compile_file(target, CPU / "micro_neon.cpp", tmp_path, "-O3")
+    kernels = compile_file(target, CPU / "micro" / "neon" / "micro_neon.cpp", tmp_path, "-O3")
     listing = run(target.tool("objdump"), "-d", kernels, check=True).stdout
     loops = [(len(re.findall(target.multiply_add, loop)), loop) for loop in innermost_loops(listing)]
     most = max(count for count, _ in loops)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from built import ROOT, Build, run
 
-ENGINE_SOURCES = sorted((ROOT / "csrc" / "engine").glob("*.cpp"))
-ENGINE_FILES = [*ENGINE_SOURCES, *(ROOT / "csrc" / "engine").glob("*.h")]
-CLI = {"ddi_run", "npy"}
+ENGINE = ROOT / "csrc" / "engine"
+ENGINE_SOURCES = sorted(ENGINE.rglob("*.cpp"))
+ENGINE_FILES = [*ENGINE_SOURCES, *ENGINE.rglob("*.h")]
 # A hint for spinning threads computes nothing.
 INTRINSICS = re.compile(
     r"immintrin|arm_neon|isa_region|\b_mm\d*_|\b__m(128|256|512)|#pragma\s+(GCC|clang)|target\(|"
@@ -25,23 +26,28 @@ def need(program: str) -> str:
     return path
 
 
+def built(source: Path) -> str:
+    """Where below build/engine/g++ a source is compiled to, without the suffix."""
+    return str(source.relative_to(ROOT / "csrc").with_suffix(""))
+
+
 def test_the_library_is_the_drivers_and_the_engine() -> None:
     lines = run(need("make"), "-n", "-B", "engine", "CXX=g++", cwd=ROOT).stdout.splitlines()
     linked = {}
     for line in lines:
         if " -c " not in line and (target := re.search(r"-o build/engine/g\+\+/(\S+)", line)):
             linked[target[1]] = set(re.findall(r"build/engine/g\+\+/(\S+)\.(?:o|so)\b", line))
-    sources = {f"cpu/{path.stem}" for path in (ROOT / "csrc" / "cpu").glob("*.cpp")}
-    engine = {path.stem for path in ENGINE_SOURCES}
-    assert engine > CLI
-    assert linked["libddi.so"] == sources | {f"engine/{name}" for name in engine - CLI} | {"libddi"}
-    assert linked["ddi_run"] == {f"engine/{name}" for name in CLI} | {"libddi"}
+    sources = {built(path) for path in [*(ROOT / "csrc" / "cpu").rglob("*.cpp"), *ENGINE_SOURCES]}
+    program = {"engine/cli/ddi_run", "engine/cli/npy"}
+    assert sources > program
+    assert linked["libddi.so"] == sources - program | {"libddi"}
+    assert linked["ddi_run"] == program | {"libddi"}
     compiler = next(line for line in lines if "-c csrc/engine/session.cpp" in line)
     assert not re.search(r"-march|-mtune|-m(avx|sse|fma)", compiler)
 
 
 def test_no_intrinsics_in_the_engine() -> None:
-    pattern_works = INTRINSICS.search((ROOT / "csrc" / "cpu" / "micro_avx2.cpp").read_text())
+    pattern_works = INTRINSICS.search((ROOT / "csrc/cpu/micro/avx2/micro_avx2.cpp").read_text())
     found = [(path.name, match[0]) for path in ENGINE_FILES if (match := INTRINSICS.search(path.read_text()))]
     assert pattern_works and found == []
 
@@ -49,9 +55,7 @@ def test_no_intrinsics_in_the_engine() -> None:
 def test_the_engine_calls_drivers_not_kernels(engine_build: Build) -> None:
     called = set()
     for source in ENGINE_SOURCES:
-        listing = run(
-            need("nm"), "-C", "--undefined-only", engine_build.folder / "engine" / f"{source.stem}.o"
-        )
+        listing = run(need("nm"), "-C", "--undefined-only", engine_build.folder / f"{built(source)}.o")
         called |= set(re.findall(r"\bU .*?(ddi::(?!engine::)[\w:]+)", listing.stdout))
     assert {"ddi::gated_conv2d", "ddi::gated_block", "ddi::gate_plan", "ddi::pool2d"} <= called
     assert [name for name in called if re.search(r"micro|tile|::k[A-Z]", name)] == []
@@ -67,8 +71,8 @@ def test_the_engine_computes_nothing_itself(engine_build: Build) -> None:
             pytest.skip("what is looked for are instructions of x86-64")
         return arithmetic.search(code) is not None
 
-    assert has_arithmetic("cpu/micro_scalar.o")
-    assert [source.stem for source in ENGINE_SOURCES if has_arithmetic(f"engine/{source.stem}.o")] == []
+    assert has_arithmetic("cpu/micro/scalar/micro_scalar.o")
+    assert [source.stem for source in ENGINE_SOURCES if has_arithmetic(f"{built(source)}.o")] == []
 
 
 def test_it_is_small(engine_build: Build) -> None:

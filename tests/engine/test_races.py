@@ -9,16 +9,14 @@ import pytest
 from built import ROOT, run
 from tiny_plans import CORPUS, PLANS
 
-CLI = {"ddi_run.cpp", "npy.cpp"}
-
 
 @pytest.mark.slow
 def test_sessions_do_not_race(large_plan: Path, tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("neither g++ nor clang++ is installed")
-    sources = [path for path in (ROOT / "csrc/engine").glob("*.cpp") if path.name not in CLI]
-    sources += [*(ROOT / "csrc/cpu").glob("*.cpp"), ROOT / "tests/engine/thread_check.cpp"]
+    sources = [path for path in (ROOT / "csrc/engine").rglob("*.cpp") if path.parent.name != "cli"]
+    sources += [*(ROOT / "csrc/cpu").rglob("*.cpp"), ROOT / "tests/engine/thread_check.cpp"]
     flags = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fsanitize=thread", "-pthread"]
     folders = [f"-I{ROOT / 'csrc/cpu'}", f"-I{ROOT / 'csrc/engine'}"]
     program = tmp_path / "thread_check"
