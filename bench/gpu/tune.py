@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ddi.checkpoint import write_atomic
 from ddi_kernels import backend, gated_conv2d, skip_conv2d_
-from ddi_kernels.triton.tiles import Gpu, Tile, largest_chunk, shipped_tiles
-from ddi_kernels.triton.tuned_tiles import shape_key, table_path, use_tiles
+from ddi_kernels.tiles.tiles import Gpu, Tile, largest_chunk, shipped_tiles
+from ddi_kernels.tiles.tuned_tiles import shape_key, table_path, use_tiles
 
 from ..rows import header
 from .graphs import DTYPE, Masks, Step, choices, images, new_filter, replayed

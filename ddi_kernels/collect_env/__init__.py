@@ -13,13 +13,13 @@ import os
 import platform
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ddi_kernels import backends
-from ddi_kernels.energy_counters import counter_availability
+from ddi_kernels.prices.device import cpu_model
+from ddi_kernels.prices.energy_counters import counter_availability
 
 __all__ = ["collect_env", "format_env"]
 
@@ -89,15 +89,6 @@ def _default_backend() -> str:
         return backends.current_backend()
     except ValueError as wrong_variable:
         return str(wrong_variable)
-
-
-def cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _compiler() -> str | None:

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddi_kernels.gate_plan import check_args
-from ddi_kernels.triton.tiles import gate_plan_unsupported
+from ddi_kernels.ops.gate_plan import check_args
+from ddi_kernels.tiles.tiles import gate_plan_unsupported
 
 _PIECE = 64
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ddi_kernels.block_parts import Residual
-from ddi_kernels.gated_basic_block import check_args, reference, residual_of
+from ddi_kernels.ops.block_parts import Residual
+from ddi_kernels.ops.gated_basic_block import check_args, reference, residual_of
+from ddi_kernels.tiles.tiles import block_in_place_unsupported, gated_basic_block_unsupported
 from ddi_kernels.triton.gated_block import InteriorGate, launch_block, launch_block_
 from ddi_kernels.triton.gated_conv2d import Filter
-from ddi_kernels.triton.tiles import block_in_place_unsupported, gated_basic_block_unsupported
 
 
 def launch(*args: Any) -> tuple[Tensor, Tensor]:

@@ -18,13 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddi_kernels.block_parts import Residual
 from ddi_kernels.checks import memory_format_of
+from ddi_kernels.ops.block_parts import Residual
+from ddi_kernels.tiles.tiles import Tile, largest_chunk
 from ddi_kernels.triton import gated_conv2d, skip_conv2d
 from ddi_kernels.triton.gated_conv2d import ChunkList, Filter, gate_on, list_chunks
 from ddi_kernels.triton.implicit_gemm import channels_last
 from ddi_kernels.triton.skip_conv2d import SampleList, list_samples
-from ddi_kernels.triton.tiles import Tile, largest_chunk
 
 _BLOCK = 128
 

@@ -18,15 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ddi_kernels.checks import Geometry, memory_format_of
-from ddi_kernels.gated_conv2d import check_args
-from ddi_kernels.triton.implicit_gemm import (
-    INTERPRET,
-    accumulate,
-    channels_last,
-    gpu_of,
-    relu,
-)
-from ddi_kernels.triton.tiles import (
+from ddi_kernels.ops.gated_conv2d import check_args
+from ddi_kernels.tiles.tiles import (
     Tile,
     gate_chunk,
     gated_conv2d_unsupported,
@@ -34,7 +27,8 @@ from ddi_kernels.triton.tiles import (
     largest_chunk,
     pick_tile,
 )
-from ddi_kernels.triton.tuned_tiles import shape_key, tuned_tile
+from ddi_kernels.tiles.tuned_tiles import shape_key, tuned_tile
+from ddi_kernels.triton.implicit_gemm import INTERPRET, accumulate, channels_last, gpu_of, relu
 
 
 @triton.jit

@@ -16,10 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ddi_kernels.checks import memory_format_of
-from ddi_kernels.gated_dense_layer import check_args, check_args_inplace
-from ddi_kernels.triton.gated_block import mean_of_sums
-from ddi_kernels.triton.implicit_gemm import INTERPRET, accumulate, channels_last, gpu_of, relu
-from ddi_kernels.triton.tiles import (
+from ddi_kernels.ops.gated_dense_layer import check_args, check_args_inplace
+from ddi_kernels.tiles.tiles import (
     dense_layer_chunk,
     gated_dense_layer_inplace_unsupported,
     gated_dense_layer_unsupported,
@@ -29,6 +27,8 @@ from ddi_kernels.triton.tiles import (
     pick_tile,
     pixel_width,
 )
+from ddi_kernels.triton.gated_block import mean_of_sums
+from ddi_kernels.triton.implicit_gemm import INTERPRET, accumulate, channels_last, gpu_of, relu
 
 
 @triton.jit

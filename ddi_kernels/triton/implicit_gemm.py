@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddi_kernels.triton.tiles import Gpu
+from ddi_kernels.tiles.tiles import Gpu
 
 # triton.jit decides when it decorates: with this set, kernels run on the CPU, step by step.
 INTERPRET = bool(triton.knobs.runtime.interpret)

@@ -17,17 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddi_kernels.skip_conv2d import check_args
+from ddi_kernels.ops.skip_conv2d import check_args
+from ddi_kernels.tiles.tiles import Tile, is_exact, largest_chunk, pick_tile, skip_conv2d_unsupported
+from ddi_kernels.tiles.tuned_tiles import shape_key, tuned_tile
 from ddi_kernels.triton.gated_conv2d import Filter
-from ddi_kernels.triton.implicit_gemm import (
-    INTERPRET,
-    accumulate,
-    channels_last,
-    gpu_of,
-    relu,
-)
-from ddi_kernels.triton.tiles import Tile, is_exact, largest_chunk, pick_tile, skip_conv2d_unsupported
-from ddi_kernels.triton.tuned_tiles import shape_key, tuned_tile
+from ddi_kernels.triton.implicit_gemm import INTERPRET, accumulate, channels_last, gpu_of, relu
 
 
 @triton.jit

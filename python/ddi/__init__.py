@@ -3,7 +3,7 @@
 The framework: gates, gated modules, backbones, conversion, training, freezing. Operators: `ddi_kernels`.
 """
 
-from ddi_kernels.energy_counters import measure_joules
+from ddi_kernels.prices.energy_counters import measure_joules
 
 from . import data
 from .backbones import create_model, list_models, register_model

@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ddi_kernels.energy import HOROWITZ_45NM, EnergyModel
+from ddi_kernels.prices.energy import HOROWITZ_45NM, EnergyModel
 
 from .backbones.base import Backbone
 from .cost import Joules, Macs, Resource

@@ -75,7 +75,7 @@ def _eval(args: argparse.Namespace) -> Any:
 
 def energy_model(args: argparse.Namespace) -> Any:
     """The energy model of --energy, or the default one."""
-    from ddi_kernels.energy import HOROWITZ_45NM, EnergyModel
+    from ddi_kernels.prices.energy import HOROWITZ_45NM, EnergyModel
 
     if args.energy is None:
         return HOROWITZ_45NM

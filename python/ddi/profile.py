@@ -23,8 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddi_kernels import backend, gated_conv2d, prepack_conv2d
-from ddi_kernels.latency import ConvShape, Estimate, Grid, LatencyTable, Row
-from ddi_kernels.tables import always_dense, current_isa, device_name, read_table, set_table, table_path
+from ddi_kernels.prices.device import current_isa, device_name
+from ddi_kernels.prices.latency import ConvShape, Estimate, Grid, LatencyTable, Row
+from ddi_kernels.prices.tables import always_dense, read_table, set_table, table_path
 
 from .checkpoint import write_atomic
 from .timing import num_threads

@@ -19,8 +19,8 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn.modules import module as _hooks_of_all
 
-from ddi_kernels.energy import EnergyModel
-from ddi_kernels.latency import LatencyTable
+from ddi_kernels.prices.energy import EnergyModel
+from ddi_kernels.prices.latency import LatencyTable
 
 from .concatenation import Concatenation, channel_means
 from .cost import Cost, GatedBlock, Resource, as_resource, dense_macs
@@ -91,7 +91,7 @@ class Record:
         Args:
             resource: "macs"; "ms" by a latency table; "joules" by an energy model; or a `ddi.cost.Resource`.
             table: for "ms", or the path of one; default: this device's, which `ddi profile` measures.
-            model: for "joules"; default: `ddi_kernels.energy.HOROWITZ_45NM`.
+            model: for "joules"; default: `ddi_kernels.prices.energy.HOROWITZ_45NM`.
 
         Returns:
             Cost: float[total samples], differentiable in training, the dense cost, and the share of it.

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddi_kernels import engine
-from ddi_kernels.energy import HOROWITZ_45NM, EnergyModel
+from ddi_kernels.prices.energy import HOROWITZ_45NM, EnergyModel
 
 from .checkpoint import write_atomic
 from .data import get_dataset

@@ -12,8 +12,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ddi_kernels.tiles.tiles import Gpu, Tile
 from ddi_kernels.triton import gate_plan, gated_block, gated_conv2d, gated_dense_layer, skip_conv2d
-from ddi_kernels.triton.tiles import Gpu, Tile
 
 GPUS = {gpu.capability: gpu for gpu in (Gpu(80, 163 * 1024), Gpu(90, 227 * 1024), Gpu(100, 227 * 1024))}
 # What a tensor-core instruction on 16-bit operands is called there.

@@ -21,7 +21,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import cubins  # noqa: E402
 
-from ddi_kernels.triton.tiles import Tile, shipped_narrow_tiles, shipped_tiles  # noqa: E402
+from ddi_kernels.tiles.tiles import Tile, shipped_narrow_tiles, shipped_tiles  # noqa: E402
 
 QUICK = {Tile(128, 128, 64, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 64, 4, 4)}
 # Instructions of one step of the K loop on sm_90 in bfloat16, gated on both sides.

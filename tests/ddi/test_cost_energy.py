@@ -16,7 +16,7 @@ from ddi.backbones.resnet import Bottleneck
 from ddi.cost import Cost, Joules, Macs, Resource, as_resource, conv_work, dense_macs
 from ddi.nn import GatedBasicBlock, GatedBottleneck
 from ddi.nn.gated_block import GatedBlock
-from ddi_kernels.energy import HOROWITZ_45NM, RELATIVE_MAC_L1_L2, EnergyModel
+from ddi_kernels.prices.energy import HOROWITZ_45NM, RELATIVE_MAC_L1_L2, EnergyModel
 
 
 def only(mac=0.0, weight=0.0, activation=0.0):

@@ -11,9 +11,9 @@ import ddi
 from ddi.backbones.resnet import BasicBlock
 from ddi.cost import Milliseconds, block_ms, latency
 from ddi.nn import GatedBasicBlock
-from ddi_kernels import tables
-from ddi_kernels.latency import ConvShape, Grid, LatencyTable, Row
-from ddi_kernels.tables import use_table
+from ddi_kernels.prices import tables
+from ddi_kernels.prices.latency import ConvShape, Grid, LatencyTable, Row
+from ddi_kernels.prices.tables import use_table
 
 # Times of a 1x1x1 convolution on one pixel: per multiply-add, with every shape in proportion to it.
 SHAPE = ConvShape(kernel=1, stride=1, ci=1, co=1, pixels=1, batch=1, threads=1)

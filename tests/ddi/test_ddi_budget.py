@@ -14,7 +14,7 @@ from ddi.budget import _Clock
 from ddi.cost import Joules
 from ddi.exit_costs import ExitCosts, Step, exit_costs, exit_ms
 from ddi_kernels import engine
-from ddi_kernels.energy import HOROWITZ_45NM, EnergyModel
+from ddi_kernels.prices.energy import HOROWITZ_45NM, EnergyModel
 
 FAMILIES = {
     "resnet": lambda: ResNet(BasicBlock, (3, 3, 2), 8, "cifar", 10, 5),

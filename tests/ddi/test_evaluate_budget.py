@@ -11,7 +11,7 @@ from ddi.cli import main
 from ddi.data import get_dataset
 from ddi.evaluate_budget import evaluate_budget
 from ddi.exit_costs import exit_costs
-from ddi_kernels.energy import HOROWITZ_45NM
+from ddi_kernels.prices.energy import HOROWITZ_45NM
 
 
 @pytest.fixture(scope="module")

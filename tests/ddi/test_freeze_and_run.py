@@ -23,7 +23,7 @@ from ddi.demo import pretrained
 from ddi.evaluate import evaluate
 from ddi.run_plan import RunConfig
 from ddi_kernels import engine
-from ddi_kernels.energy import HOROWITZ_45NM
+from ddi_kernels.prices.energy import HOROWITZ_45NM
 
 needs_engine = pytest.mark.usefixtures("built_engine")
 IMAGES = 5

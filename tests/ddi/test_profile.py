@@ -11,8 +11,9 @@ from native import require_native
 
 from ddi.cli import main
 from ddi.profile import CASES, Case, ProfileConfig, _counts, _masks, measure_case, profile
-from ddi_kernels import tables
-from ddi_kernels.tables import current_isa, find_table, read_table, set_table, table_path
+from ddi_kernels.prices import tables
+from ddi_kernels.prices.device import current_isa
+from ddi_kernels.prices.tables import find_table, read_table, set_table, table_path
 
 module = importlib.import_module("ddi.profile")
 SMALL = "3x3 N1 C64-64 H8"
@@ -67,7 +68,7 @@ def test_a_real_run_is_found_by_auto():
 
 
 def test_each_provider_runs_the_kernel_that_it_is_named_for(monkeypatch):
-    operator = importlib.import_module("ddi_kernels.gated_conv2d")
+    operator = importlib.import_module("ddi_kernels.ops.gated_conv2d")
     dense, native = [], []
     real_dense, real_kernel = operator.dense_conv2d, operator.call_kernel
     monkeypatch.setattr(operator, "dense_conv2d", lambda *a: dense.append(a) or real_dense(*a))

@@ -14,8 +14,8 @@ from ddi.train import Interrupted, TrainConfig, train
 from ddi.train import trainer as trainer_module
 from ddi.train.history import read_history
 from ddi.train.trainer import Trainer
-from ddi_kernels import tables
-from ddi_kernels.latency import ConvShape, Grid, LatencyTable, Row
+from ddi_kernels.prices import tables
+from ddi_kernels.prices.latency import ConvShape, Grid, LatencyTable, Row
 
 
 @pytest.fixture(scope="module")

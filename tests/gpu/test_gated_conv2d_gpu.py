@@ -11,7 +11,7 @@ from on_gpu import needs_gpu
 from tolerances import assert_close
 
 from ddi_kernels import backend, backends, gated_conv2d
-from ddi_kernels.triton.tiles import shipped_tiles
+from ddi_kernels.tiles.tiles import shipped_tiles
 
 pytestmark = needs_gpu
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

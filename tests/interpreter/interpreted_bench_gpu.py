@@ -13,10 +13,10 @@ import ddi
 from bench.gpu import __main__ as command
 from bench.gpu import graphs, networks, operators, tune
 from ddi_kernels import backend, backends
+from ddi_kernels.tiles import tuned_tiles
+from ddi_kernels.tiles.tiles import Gpu, shipped_tiles
 from ddi_kernels.triton import gated_conv2d as gated_kernels
 from ddi_kernels.triton import skip_conv2d as skip_kernels
-from ddi_kernels.triton import tuned_tiles
-from ddi_kernels.triton.tiles import Gpu, shipped_tiles
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ from residual_block_cases import NAN, Case, case_id, check, plain, positional
 from tolerances import assert_close
 
 from ddi_kernels import backend, gated_basic_block, gated_basic_block_, gated_bottleneck, gated_bottleneck_
-from ddi_kernels.triton import gated_block, tiles
+from ddi_kernels.tiles import tiles
+from ddi_kernels.triton import gated_block
 from ddi_kernels.triton import gated_conv2d as gated_kernels
 from ddi_kernels.triton import skip_conv2d as skip_kernels
 

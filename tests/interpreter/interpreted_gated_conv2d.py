@@ -12,8 +12,8 @@ from tolerances import assert_close
 
 import ddi_kernels
 from ddi_kernels import backend, gated_conv2d, prepack_conv2d
+from ddi_kernels.tiles import tiles
 from ddi_kernels.triton import gated_conv2d as kernels
-from ddi_kernels.triton import tiles
 
 OP = torch.ops.ddi_triton.gated_conv2d.default
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

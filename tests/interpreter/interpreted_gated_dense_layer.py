@@ -12,8 +12,8 @@ from residual_block_cases import case_id, positional, without_nan
 from test_gated_dense_layer import check, check_in_place
 
 from ddi_kernels import backend, gated_dense_layer, gated_dense_layer_
+from ddi_kernels.tiles import tiles
 from ddi_kernels.triton import gated_dense_layer as kernels
-from ddi_kernels.triton import tiles
 
 FORMS = pytest.mark.parametrize("form", [check, check_in_place], ids=["copying", "in_place"])
 SINGLES: list[dict[str, Any]] = [

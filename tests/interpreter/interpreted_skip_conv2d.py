@@ -9,8 +9,8 @@ from skip_conv2d_cases import CASES, KEEPS, build
 from tolerances import assert_close
 
 from ddi_kernels import backend, skip_conv2d_
+from ddi_kernels.tiles import tiles
 from ddi_kernels.triton import skip_conv2d as kernels
-from ddi_kernels.triton import tiles
 
 OP = torch.ops.ddi_triton.skip_conv2d_.default
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddi_kernels import prepack_conv2d
-from ddi_kernels.prepack_conv2d import GROUPED_DTYPES
+from ddi_kernels.ops.prepack_conv2d import GROUPED_DTYPES
 
 
 @dataclass(frozen=True)

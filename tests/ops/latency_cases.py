@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ddi_kernels.latency import ConvShape, Grid, LatencyTable, Row
-from ddi_kernels.tables import current_isa, set_table
+from ddi_kernels.prices.device import current_isa
+from ddi_kernels.prices.latency import ConvShape, Grid, LatencyTable, Row
+from ddi_kernels.prices.tables import set_table
 
 SHAPE = ConvShape(kernel=3, stride=1, ci=64, co=64, pixels=64, batch=1, threads=1)
 # Twice as long for each doubling, and almost all outputs dearer than all.

@@ -15,8 +15,8 @@ from native import require_native
 from tolerances import assert_close
 
 from ddi_kernels import backend, gated_conv2d, prepack_conv2d
-from ddi_kernels.dense_conv2d import prefers_dense
-from ddi_kernels.tables import always_dense, use_table
+from ddi_kernels.ops.dense_conv2d import prefers_dense
+from ddi_kernels.prices.tables import always_dense, use_table
 
 # Decisions.
 
@@ -155,7 +155,7 @@ class TestDecisions:
 def dense_calls(monkeypatch):
     """Takes dense wherever it may be taken, and notes each time it is."""
     require_native()
-    module = importlib.import_module("ddi_kernels.gated_conv2d")
+    module = importlib.import_module("ddi_kernels.ops.gated_conv2d")
     calls = []
     real = module.dense_conv2d
     monkeypatch.setattr(module, "dense_conv2d", lambda *args: calls.append(1) or real(*args))

@@ -8,9 +8,10 @@ import subprocess
 
 import pytest
 
-from ddi_kernels import collect_env, energy_counters
+from ddi_kernels import collect_env
 from ddi_kernels.collect_env import format_env
-from ddi_kernels.energy_counters import counter_availability, measure_joules
+from ddi_kernels.prices import energy_counters
+from ddi_kernels.prices.energy_counters import counter_availability, measure_joules
 
 NO_NVML = "libnvidia-ml-that-is-nowhere.so"
 

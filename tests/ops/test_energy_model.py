@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddi_kernels.energy import ELEMENT_BYTES, HOROWITZ_45NM, RELATIVE_MAC_L1_L2, EnergyModel
+from ddi_kernels.prices.energy import ELEMENT_BYTES, HOROWITZ_45NM, RELATIVE_MAC_L1_L2, EnergyModel
 
 TOY = EnergyModel(
     "toy",

@@ -20,7 +20,7 @@ from tolerances import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddi_kernels import gated_conv2d
-from ddi_kernels.gated_basic_block import gated_basic_block
+from ddi_kernels.ops.gated_basic_block import gated_basic_block
 
 OP = torch.ops.ddi.gated_basic_block.default
 BASIC = (3, 3)

@@ -7,7 +7,7 @@ import torch
 from residual_block_cases import Case, build, plain, positional
 
 from ddi_kernels import backend
-from ddi_kernels.gated_basic_block import gated_basic_block
+from ddi_kernels.ops.gated_basic_block import gated_basic_block
 
 OP = torch.ops.ddi.gated_basic_block.default
 BASIC = (3, 3)

@@ -20,7 +20,7 @@ from tolerances import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddi_kernels import gated_conv2d
-from ddi_kernels.gated_bottleneck import gated_bottleneck
+from ddi_kernels.ops.gated_bottleneck import gated_bottleneck
 
 OP = torch.ops.ddi.gated_bottleneck.default
 BOTTLENECK = (1, 3, 1)

@@ -7,7 +7,7 @@ import torch
 from residual_block_cases import Case, build, plain, positional
 
 from ddi_kernels import backend
-from ddi_kernels.gated_bottleneck import gated_bottleneck
+from ddi_kernels.ops.gated_bottleneck import gated_bottleneck
 
 OP = torch.ops.ddi.gated_bottleneck.default
 BOTTLENECK = (1, 3, 1)

@@ -11,7 +11,7 @@ from residual_block_cases import case_id, positional, random_changes, single_cha
 from tolerances import TOLERANCES, assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddi_kernels.gated_dense_layer import gated_dense_layer, gated_dense_layer_
+from ddi_kernels.ops.gated_dense_layer import gated_dense_layer, gated_dense_layer_
 
 OP = torch.ops.ddi.gated_dense_layer.default
 OP_INPLACE = torch.ops.ddi.gated_dense_layer_.default

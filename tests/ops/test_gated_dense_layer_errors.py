@@ -10,7 +10,7 @@ from gated_dense_layer_cases import Case, build, with_buffer
 from residual_block_cases import positional, without_nan
 
 from ddi_kernels import backend
-from ddi_kernels.gated_dense_layer import gated_dense_layer, gated_dense_layer_
+from ddi_kernels.ops.gated_dense_layer import gated_dense_layer, gated_dense_layer_
 
 OP = torch.ops.ddi.gated_dense_layer.default
 OP_INPLACE = torch.ops.ddi.gated_dense_layer_.default

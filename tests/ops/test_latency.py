@@ -13,9 +13,10 @@ import torch
 from latency_cases import ALIGNED, FINE, ROW, SHAPE, no_table_of_the_user, table_of  # noqa: F401
 from native import require_native
 
-from ddi_kernels import tables
-from ddi_kernels.latency import Grid, LatencyTable
-from ddi_kernels.tables import current_isa, device_name, find_table, pricing_table, read_table, use_table
+from ddi_kernels.prices import tables
+from ddi_kernels.prices.device import current_isa, device_name
+from ddi_kernels.prices.latency import Grid, LatencyTable
+from ddi_kernels.prices.tables import find_table, pricing_table, read_table, use_table
 
 # Tables.
 

@@ -125,7 +125,7 @@ def test_equals_its_steps(form):
 
 
 def test_packing_is_its_own_inverse():
-    from ddi_kernels.pack_stage import pack, turn_pieces, unpack
+    from ddi_kernels.ops.pack_stage import pack, turn_pieces, unpack
 
     for co, ci, side in ((16, 16, 3), (32, 16, 1), (32, 32, 3), (64, 32, 3), (64, 64, 3)):
         rows = torch.randn(2, 2, 9, co, ci)

@@ -1,4 +1,4 @@
-"""Joules of networks by an energy model (ddi_kernels/energy.py), per sample and per block.
+"""Joules of networks by an energy model (ddi_kernels/prices/energy.py), per sample and per block.
 
 Work is counted in multiply-adds and in bytes: of weights, each used one once a sample; of activations, each
 open one once when it is written and once for every layer that reads it.
@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ddi_kernels.energy import ELEMENT_BYTES, HOROWITZ_45NM, EnergyModel
+from ddi_kernels.prices.energy import ELEMENT_BYTES, HOROWITZ_45NM, EnergyModel
 
 from .macs import conv_macs
 from .resource import Resource, open_pairs, open_share, priced
@@ -153,7 +153,7 @@ def energy(
     Args:
         model: gated or plain; run once in its current mode if gated.
         x: float[N, C, H, W].
-        energy_model: default: `ddi_kernels.energy.HOROWITZ_45NM`.
+        energy_model: default: `ddi_kernels.prices.energy.HOROWITZ_45NM`.
         dtype: see `Joules`.
 
     Raises:

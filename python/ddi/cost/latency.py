@@ -1,4 +1,4 @@
-"""Milliseconds of networks by a measured table (ddi_kernels/latency.py), and of convolutions only."""
+"""Milliseconds of networks by a measured table (ddi_kernels/prices/latency.py), and of convolutions only."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ddi_kernels.latency import ConvShape, Estimate, LatencyTable
-from ddi_kernels.tables import pricing_table
+from ddi_kernels.prices.latency import ConvShape, Estimate, LatencyTable
+from ddi_kernels.prices.tables import pricing_table
 
 from .macs import conv_macs
 from .resource import GatedBlock, Resource, open_share, priced
@@ -50,7 +50,8 @@ class Milliseconds(Resource):
     open that may be more than the dense network's. Linear layers and gates are not among them.
 
     Args:
-        table: default: the one in force, which must be this device's; see `ddi_kernels.tables.pricing_table`.
+        table: default: the one in force, which must be this device's; see
+            `ddi_kernels.prices.tables.pricing_table`.
 
     Raises:
         ValueError: there is no table of this device; or, when a price is asked for, no row of the weights'

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddi_kernels.energy import HOROWITZ_45NM, EnergyModel
-from ddi_kernels.latency import LatencyTable
-from ddi_kernels.tables import read_table
+from ddi_kernels.prices.energy import HOROWITZ_45NM, EnergyModel
+from ddi_kernels.prices.latency import LatencyTable
+from ddi_kernels.prices.tables import read_table
 
 from .energy import Joules
 from .latency import Milliseconds
@@ -28,7 +28,7 @@ def as_resource(
     Args:
         resource: "macs", "ms", "joules", or a `Resource`.
         table: for "ms", or the path of one; default: this device's own. See `Milliseconds`.
-        model: for "joules"; default: `ddi_kernels.energy.HOROWITZ_45NM`.
+        model: for "joules"; default: `ddi_kernels.prices.energy.HOROWITZ_45NM`.
 
     Raises:
         ValueError: another name; a table or model for a resource that takes none; no table of this device.

@@ -26,7 +26,7 @@ from ddi_kernels.checks import (
     describe,
 )
 from ddi_kernels.registry import Op, register, register_triton
-from ddi_kernels.triton.tiles import skip_conv2d_unsupported
+from ddi_kernels.tiles.tiles import skip_conv2d_unsupported
 
 _NAME = "skip_conv2d_"
 _SCHEMA = (

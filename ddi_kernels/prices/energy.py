@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ddi_kernels.versioned import read_versioned
+from ddi_kernels.prices.versioned import read_versioned
 
 __all__ = ["ELEMENT_BYTES", "HOROWITZ_45NM", "RELATIVE_MAC_L1_L2", "EnergyModel"]
 
@@ -45,7 +45,7 @@ class EnergyModel:
         ValueError: an unknown dtype or level, or a number that is negative or not finite.
 
     Example:
-        >>> from ddi_kernels.energy import EnergyModel
+        >>> from ddi_kernels.prices.energy import EnergyModel
         >>> model = EnergyModel("toy", "made up", {"fp32": 4.0}, {"l1": 2.0, "dram": 200.0}, "dram", "l1")
         >>> [round(1e12 * joules, 6) for joules in model.coefficients("fp32")]
         [5.0, 200.0, 2.0]

@@ -3,7 +3,7 @@
 It holds, for convolutions of many shapes on channels_last input, the milliseconds of the dense kernel and of
 the gated one at a grid of open shares (inputs x outputs). Between the grid's knots times are bilinear, and so
 differentiable; a shape that was not measured takes the nearest one's times, scaled by multiply-adds. Where
-tables come from is in tables/; `auto` chooses by them (dense_conv2d.py), and `ddi.latency` adds them up.
+tables come from is in tables.py; `auto` chooses by them (ops/dense_conv2d.py) and `ddi.latency` adds them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ddi_kernels.versioned import read_versioned
+from ddi_kernels.prices.versioned import read_versioned
 
 __all__ = ["ConvShape", "Estimate", "Grid", "LatencyTable", "Row"]
 
@@ -190,7 +190,7 @@ class LatencyTable:
         rows: at least one dtype's; empty means that nothing is known.
 
     Example:
-        >>> from ddi_kernels.latency import ConvShape, Grid, LatencyTable, Row
+        >>> from ddi_kernels.prices.latency import ConvShape, Grid, LatencyTable, Row
         >>> shape = ConvShape(kernel=3, stride=1, ci=64, co=64, pixels=64, batch=1, threads=1)
         >>> grid = Grid([0.5, 1.0], [0.5, 1.0], [[1.0, 2.0], [2.0, 4.0]])
         >>> row = Row(shape, 3.0, 0.1, 0.1, 0.1, 3.9, grid, grid)

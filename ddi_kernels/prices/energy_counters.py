@@ -132,7 +132,7 @@ def counter_availability(powercap: str | Path = _POWERCAP, nvml: str = _NVML) ->
     """For "rapl" and "nvml" what they count here, or why they cannot.
 
     Example:
-        >>> from ddi_kernels.energy_counters import counter_availability
+        >>> from ddi_kernels.prices.energy_counters import counter_availability
         >>> counter_availability("/nowhere")["rapl"]
         'no /nowhere/intel-rapl:* of a processor package'
     """

@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 
 from ddi_kernels.backends import no_native_kernel, use_native
-from ddi_kernels.checks import (
-    argument_error,
-    check_tensor,
-    describe,
-    empty_output,
-    memory_format_of,
-)
+from ddi_kernels.checks import argument_error, check_tensor, describe, empty_output, memory_format_of
 from ddi_kernels.registry import Op, register
 
 _NAME = "gather_samples"

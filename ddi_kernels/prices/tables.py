@@ -1,6 +1,6 @@
-"""Which latency table is in force: the user's own, this device's, or the one shipped in this folder.
+"""Which latency table is in force: the user's own, this device's, or the one shipped in ../tables.
 
-`ddi profile` writes the device's into the user's cache. The files here, one an instruction set, are the
+`ddi profile` writes the device's into the user's cache. The files there, one an instruction set, are the
 defaults of `auto` until it has run; each says on which machine it was measured. Milliseconds are told by a
 table of this very device, or by one that was asked for: `pricing_table`.
 """
@@ -18,13 +18,12 @@ from pathlib import Path
 import torch
 
 from ddi_kernels import backends
-from ddi_kernels.latency import ConvShape, Grid, LatencyTable, Row
+from ddi_kernels.prices.device import current_isa, device_name
+from ddi_kernels.prices.latency import ConvShape, Grid, LatencyTable, Row
 
 __all__ = [
     "always_dense",
-    "current_isa",
     "current_table",
-    "device_name",
     "find_table",
     "pricing_table",
     "read_table",
@@ -34,23 +33,7 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
-
-
-def current_isa() -> str:
-    """The instruction set that the compiled kernels use here; "none" without them.
-
-    "avx512" for all its levels, which differ in half precision and int8 only: tables hold float32.
-    """
-    if backends.native_library is None:
-        return "none"
-    return str(backends.native_library.cpu_isa()).partition("_")[0]
-
-
-def device_name() -> str:
-    """The processor's name, as tables carry it."""
-    from ddi_kernels.collect_env import cpu_model
-
-    return cpu_model()
+_SHIPPED = Path(__file__).parents[1] / "tables"
 
 
 def table_path() -> Path:
@@ -82,7 +65,7 @@ def _candidates() -> Iterator[tuple[Path, bool]]:
         yield Path(named), True
     else:
         yield table_path(), False
-    yield Path(__file__).with_name(f"{current_isa()}.json"), False
+    yield _SHIPPED / f"{current_isa()}.json", False
 
 
 def find_table() -> LatencyTable:

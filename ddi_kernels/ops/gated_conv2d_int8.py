@@ -25,9 +25,9 @@ from ddi_kernels.checks import (
     geometry_list,
     memory_format_of,
 )
-from ddi_kernels.gated_conv2d import count_flops, gate_shapes, per_channel
-from ddi_kernels.prepack_conv2d import check_packed
-from ddi_kernels.quantize import check_scale, quantize
+from ddi_kernels.ops.gated_conv2d import count_flops, gate_shapes, per_channel
+from ddi_kernels.ops.prepack_conv2d import check_packed
+from ddi_kernels.ops.quantize import check_scale, quantize
 from ddi_kernels.registry import Op, register
 
 _NAME = "gated_conv2d_int8"

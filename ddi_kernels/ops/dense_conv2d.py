@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddi_kernels import backends, tables
-from ddi_kernels.active_channels import expand_groups
+from ddi_kernels import backends
 from ddi_kernels.checks import Geometry, memory_format_of
-from ddi_kernels.latency import ALIGNED, FINE, ConvShape, Estimate
+from ddi_kernels.ops.active_channels import expand_groups
+from ddi_kernels.prices import tables
+from ddi_kernels.prices.latency import ALIGNED, FINE, ConvShape, Estimate
 
 # Verdicts and packed weights that are kept; past it they are made anew: some callers' shapes never repeat.
 _KEPT_MAX = 4096

@@ -13,14 +13,8 @@ import torch
 from torch import Tensor
 
 from ddi_kernels.backends import no_native_kernel, use_native
-from ddi_kernels.checks import (
-    check_like,
-    check_own_memory,
-    check_tensor,
-    empty_output,
-    memory_format_of,
-)
-from ddi_kernels.gather_samples import check_index, check_rows
+from ddi_kernels.checks import check_like, check_own_memory, check_tensor, empty_output, memory_format_of
+from ddi_kernels.ops.gather_samples import check_index, check_rows
 from ddi_kernels.registry import Op, register
 
 _NAME = "scatter_samples"

@@ -16,8 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddi_kernels.active_channels import expand_groups
-from ddi_kernels.block_parts import (
+from ddi_kernels.checks import (
+    argument_error,
+    check_at_least,
+    check_like,
+    check_own_memory,
+    check_tensor,
+    describe,
+    memory_format_of,
+)
+from ddi_kernels.ops.active_channels import expand_groups
+from ddi_kernels.ops.block_parts import (
     check_conv,
     check_gate,
     check_image,
@@ -30,17 +39,8 @@ from ddi_kernels.block_parts import (
     select_open,
     unsupported_image,
 )
-from ddi_kernels.checks import (
-    argument_error,
-    check_at_least,
-    check_like,
-    check_own_memory,
-    check_tensor,
-    describe,
-    memory_format_of,
-)
 from ddi_kernels.registry import Op, autocast_enabled, register, register_triton
-from ddi_kernels.triton.tiles import gated_dense_layer_inplace_unsupported, gated_dense_layer_unsupported
+from ddi_kernels.tiles.tiles import gated_dense_layer_inplace_unsupported, gated_dense_layer_unsupported
 
 _NAME = "gated_dense_layer"
 _NAME_INPLACE = "gated_dense_layer_"

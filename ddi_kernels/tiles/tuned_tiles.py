@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ddi_kernels.triton.tiles import Gpu, Tile
+from ddi_kernels.tiles.tiles import Gpu, Tile
 
 _FOLDER = Path(__file__).parents[1] / "tables" / "tiles"
 _tables: dict[str, dict[str, Tile]] = {}

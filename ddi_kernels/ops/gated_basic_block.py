@@ -14,8 +14,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddi_kernels.block_in_place import register_in_place
-from ddi_kernels.block_parts import (
+from ddi_kernels.checks import check_at_least, check_tensor
+from ddi_kernels.ops.block_in_place import register_in_place
+from ddi_kernels.ops.block_parts import (
     Residual,
     check_conv,
     check_gate,
@@ -30,10 +31,9 @@ from ddi_kernels.block_parts import (
     residual_flops,
     unsupported_image,
 )
-from ddi_kernels.checks import check_at_least, check_tensor
-from ddi_kernels.prepack_conv2d import DTYPES
+from ddi_kernels.ops.prepack_conv2d import DTYPES
 from ddi_kernels.registry import Op, autocast_enabled, register, register_triton
-from ddi_kernels.triton.tiles import gated_basic_block_unsupported
+from ddi_kernels.tiles.tiles import gated_basic_block_unsupported
 
 _NAME = "gated_basic_block"
 _SCHEMA = (

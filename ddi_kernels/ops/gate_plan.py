@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddi_kernels.backends import choose
-from ddi_kernels.block_parts import unsupported_image
 from ddi_kernels.checks import argument_error, check_like, check_tensor, describe
+from ddi_kernels.ops.block_parts import unsupported_image
 from ddi_kernels.registry import Op, register, register_triton
-from ddi_kernels.triton.tiles import gate_plan_unsupported
+from ddi_kernels.tiles.tiles import gate_plan_unsupported
 
 _NAME = "gate_plan"
 

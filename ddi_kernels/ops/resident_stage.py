@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddi_kernels.active_channels import group_count
 from ddi_kernels.backends import no_native_kernel, use_native
-from ddi_kernels.block_parts import (
+from ddi_kernels.checks import argument_error, check_at_least, check_like, check_tensor, describe
+from ddi_kernels.ops.active_channels import group_count
+from ddi_kernels.ops.block_parts import (
     Residual,
     check_image,
     interior,
@@ -27,9 +28,8 @@ from ddi_kernels.block_parts import (
     pooled_dtype,
     pooled_means,
 )
-from ddi_kernels.checks import argument_error, check_at_least, check_like, check_tensor, describe
-from ddi_kernels.gate_plan import check_gate_lists, gate_logits
-from ddi_kernels.pack_stage import SHAPES, unpack
+from ddi_kernels.ops.gate_plan import check_gate_lists, gate_logits
+from ddi_kernels.ops.pack_stage import SHAPES, unpack
 from ddi_kernels.registry import Op, register
 
 _NAME = "resident_stage"

@@ -24,13 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddi_kernels.backends import use_native
-from ddi_kernels.checks import (
-    argument_error,
-    check_at_least,
-    check_like,
-    check_tensor,
-    describe,
-)
+from ddi_kernels.checks import argument_error, check_at_least, check_like, check_tensor, describe
 from ddi_kernels.registry import Op, call_kernel, register
 
 _NAME = "prepack_conv2d"

@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ddi_kernels.block_parts import Residual, dispatch, needs_gradient
 from ddi_kernels.checks import argument_error, check_own_memory, check_tensor, describe
+from ddi_kernels.ops.block_parts import Residual, dispatch, needs_gradient
 from ddi_kernels.registry import Op, register, register_triton
-from ddi_kernels.triton.tiles import block_in_place_unsupported
+from ddi_kernels.tiles.tiles import block_in_place_unsupported
 
 
 def register_in_place(

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddi_kernels.active_channels import expand_groups, group_count
 from ddi_kernels.backends import after_check, choose, no_native_dtype, no_native_kernel
 from ddi_kernels.checks import (
     Geometry,
@@ -29,10 +28,11 @@ from ddi_kernels.checks import (
     geometry_list,
     memory_format_of,
 )
-from ddi_kernels.dense_conv2d import dense_conv2d, prefers_dense
-from ddi_kernels.prepack_conv2d import DTYPES, GROUPED_DTYPES, check_packed
+from ddi_kernels.ops.active_channels import expand_groups, group_count
+from ddi_kernels.ops.dense_conv2d import dense_conv2d, prefers_dense
+from ddi_kernels.ops.prepack_conv2d import DTYPES, GROUPED_DTYPES, check_packed
 from ddi_kernels.registry import Op, autocast_enabled, call_kernel, register, register_triton
-from ddi_kernels.triton.tiles import gated_conv2d_unsupported, gpu_conv2d_unsupported
+from ddi_kernels.tiles.tiles import gated_conv2d_unsupported, gpu_conv2d_unsupported
 
 _NAME = "gated_conv2d"
 _SCHEMA = (

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 
-from ddi_kernels.active_channels import expand_groups, group_count
 from ddi_kernels.backends import after_check, choose, no_native_dtype
 from ddi_kernels.checks import (
     argument_error,
@@ -27,7 +26,8 @@ from ddi_kernels.checks import (
     empty_output,
     memory_format_of,
 )
-from ddi_kernels.prepack_conv2d import check_packed
+from ddi_kernels.ops.active_channels import expand_groups, group_count
+from ddi_kernels.ops.prepack_conv2d import check_packed
 from ddi_kernels.registry import call_kernel
 
 

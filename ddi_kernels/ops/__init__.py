@@ -1,0 +1,1 @@
+"""One operator a file: its schema, its reference, its checks, and what torch has to know of it."""

@@ -1,0 +1,1 @@
+"""What work costs on a device: milliseconds by measured tables, joules by models and by counters."""
