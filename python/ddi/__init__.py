@@ -7,31 +7,24 @@ from ddi_kernels.prices.energy_counters import measure_joules
 
 from . import data
 from .backbones import create_model, list_models, register_model
+from .blocks.gated_basic_block import GatedBasicBlock
+from .blocks.gated_bottleneck import GatedBottleneck
+from .blocks.gated_dense_layer import GatedDenseLayer
+from .blocks.gated_transition import GatedNorm, GatedTransition
 from .budget import Answer, Budget, budget
 from .calibrate import calibrate
 from .checkpoint import load_model, save_model
 from .convert import convert_, revert_
 from .cost import count_macs, energy, latency
-from .decision import Decision, Mask
+from .cost.record import record
 from .freeze import FreezeError, freeze
 from .gates import DDIConfig, DenseConvConfig, DenseDDIConfig
-from .graphed import GraphedModel
+from .gating.decision import Decision, Mask
 from .losses import branch_loss, budget_loss, distillation_loss
-from .nn import (
-    ExitHead,
-    FrozenModel,
-    GatedBasicBlock,
-    GatedBottleneck,
-    GatedConv2d,
-    GatedDenseLayer,
-    GatedNorm,
-    GatedTransition,
-    LayerSkip,
-    prepare_,
-)
-from .record import record
-
-__version__ = "0.1.0"
+from .nn import ExitHead, GatedConv2d, LayerSkip, prepare_
+from .runtime.frozen import FrozenModel
+from .runtime.graphed import GraphedModel
+from .version import __version__
 
 __all__ = [
     "Answer",

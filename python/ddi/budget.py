@@ -25,8 +25,8 @@ from ddi_kernels.prices.energy import HOROWITZ_45NM, EnergyModel
 from .backbones.base import Backbone
 from .cost import Joules, Macs, Resource
 from .exit_costs import ExitCosts, exit_costs, exit_ms, recorded
-from .gates import Gate, GateSite
-from .record import BlockRecord
+from .gating.gate_pass import BlockRecord
+from .gating.site import Gate, GateSite
 
 __all__ = ["Answer", "Budget", "budget"]
 

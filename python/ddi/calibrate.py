@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .cost import count_macs, dense_macs
-from .gates.ddi import ThresholdGates
+from .gates.threshold import ThresholdGates
+from .gating.gate_pass import gated_root
 from .inference import eval_mode, image_batches
-from .record import gated_root
 
 __all__ = ["Calibration", "calibrate"]
 

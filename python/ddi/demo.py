@@ -23,10 +23,10 @@ from tqdm import tqdm
 import ddi_kernels
 
 from .checkpoint import CheckpointError, load_model, write_atomic
-from .convert import is_converted
+from .cost.record import record
 from .data import Dataset, Split, get_dataset
 from .evaluate import Evaluation, evaluate
-from .record import record
+from .gating.stand_in import is_converted
 from .report import new_figure, write_figures
 from .stats import correlation, paired_interval
 from .timing import EAGER, ORT, OURS, time_models

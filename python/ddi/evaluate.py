@@ -10,12 +10,12 @@ import torch.nn as nn
 from torch import Tensor
 from tqdm import tqdm
 
-from .convert import is_converted
 from .cost import Cost, Resource, as_resource, dense_macs
+from .cost.record import Record, record
 from .data import Dataset, Split
-from .decision import Decision
+from .gating.decision import Decision
+from .gating.stand_in import is_converted
 from .inference import eval_mode
-from .record import Record, record
 
 __all__ = ["Evaluation", "evaluate", "has_exits"]
 

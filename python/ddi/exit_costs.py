@@ -19,11 +19,12 @@ import torch.nn as nn
 from torch import Tensor
 
 from .backbones.base import Backbone
-from .convert import is_converted, revert_
 from .cost import Macs, Resource
-from .gates import Gate, GateSite
+from .cost.record import Record, record
+from .gating.gate_pass import BlockRecord
+from .gating.site import Gate, GateSite
+from .gating.stand_in import is_converted, revert_
 from .inference import eval_mode
-from .record import BlockRecord, Record, record
 
 __all__ = ["ExitCosts", "Step", "exit_costs", "exit_ms", "recorded"]
 

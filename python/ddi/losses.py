@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cost import Resource
-from .record import Record
+from .cost.record import Record
 
 __all__ = ["branch_loss", "budget_loss", "distillation_loss"]
 

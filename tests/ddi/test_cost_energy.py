@@ -13,9 +13,10 @@ from gated_models import images, mixed_model, tiny_bottlenecks, tiny_densenet
 import ddi
 import ddi_kernels
 from ddi.backbones.resnet import Bottleneck
+from ddi.blocks.gated_basic_block import GatedBasicBlock
+from ddi.blocks.gated_block import GatedBlock
+from ddi.blocks.gated_bottleneck import GatedBottleneck
 from ddi.cost import Cost, Joules, Macs, Resource, as_resource, conv_work, dense_macs
-from ddi.nn import GatedBasicBlock, GatedBottleneck
-from ddi.nn.gated_block import GatedBlock
 from ddi_kernels.prices.energy import HOROWITZ_45NM, RELATIVE_MAC_L1_L2, EnergyModel
 
 

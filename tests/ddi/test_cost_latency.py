@@ -9,8 +9,8 @@ from gated_models import images, mixed_model, tiny_densenet
 
 import ddi
 from ddi.backbones.resnet import BasicBlock
+from ddi.blocks.gated_basic_block import GatedBasicBlock
 from ddi.cost import Milliseconds, block_ms, latency
-from ddi.nn import GatedBasicBlock
 from ddi_kernels.prices import tables
 from ddi_kernels.prices.latency import ConvShape, Grid, LatencyTable, Row
 from ddi_kernels.prices.tables import use_table

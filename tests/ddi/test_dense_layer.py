@@ -7,7 +7,7 @@ from gated_models import randomize_norms
 
 import ddi_kernels
 from ddi import Decision, GatedDenseLayer, GatedNorm, GatedTransition, Mask
-from ddi.backbones.densenet import DenseLayer, Transition
+from ddi.blocks.dense_block import DenseLayer, Transition
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 NAN = float("nan")
@@ -44,7 +44,7 @@ def test_layer_sparse_equals_dense(masked, n):
         with ddi_kernels.backend("reference"):
             dense = gated(x, decision)
         if masked == "nothing":
-            torch.testing.assert_close(sparse, gated.__dict__["original"](x), **CLOSE)
+            torch.testing.assert_close(sparse, gated.__dict__["_ddi_original"](x), **CLOSE)
         if decision.in_mask is not None:  # closed channels are never read
             closed = ~decision.in_mask.per_channel(11).open
             torch.testing.assert_close(gated(x.masked_fill(closed[:, :, None, None], NAN), decision), sparse)
@@ -113,7 +113,7 @@ def test_transition_and_norm_leave_closed_channels_out():
         with ddi_kernels.backend("reference"):
             torch.testing.assert_close(gated(x, decision), y, **CLOSE)
         torch.testing.assert_close(gated(x.masked_fill(~open[:, :, None, None], NAN), decision), y)
-        expected = F.relu(norm.__dict__["original"](x)) * open[:, :, None, None]
+        expected = F.relu(norm.__dict__["_ddi_original"](x)) * open[:, :, None, None]
         torch.testing.assert_close(F.relu(norm(x, decision)), expected)
 
 

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ddi
 from ddi import DDIConfig, DenseConvConfig, DenseDDIConfig
-from ddi.gates import GateSite, config_from_dict, config_to_dict
+from ddi.gates import config_from_dict, config_to_dict
+from ddi.gating.site import GateSite
 
 SITES = [
     GateSite("a", 12, (10,), True),

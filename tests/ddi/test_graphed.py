@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ddi
-from ddi import graphed
+from ddi.runtime import graphed
 
 
 class PlayedGraph:

@@ -108,7 +108,7 @@ def test_sparse_equals_dense(kind, decision, n):
 @pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS)
 def test_an_open_block_equals_the_block_it_wraps(make):
     gated = make()
-    plain = gated.__dict__["original"].eval()
+    plain = gated.__dict__["_ddi_original"].eval()
     x = torch.randn(2, gated.site.in_channels, 8, 8)
     assert list(gated.state_dict()) == list(plain.state_dict())
     with torch.no_grad():

@@ -13,8 +13,8 @@ from torch import nn
 import ddi
 from ddi import Decision, GatedBottleneck, Mask
 from ddi.backbones.resnet import Bottleneck
+from ddi.blocks import gated_basic_block, gated_bottleneck, gated_residual_block
 from ddi.gates import ddi as gates
-from ddi.nn import gated_basic_block, gated_bottleneck, gated_residual_block
 
 NETWORKS = {
     "cifar_resnet20": ddi.DDIConfig(group_size=16),

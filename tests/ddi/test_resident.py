@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import ddi
-from ddi.nn import resident_stage as resident
+from ddi.blocks import resident_stage as resident
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 CONFIGS = {

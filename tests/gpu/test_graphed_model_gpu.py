@@ -57,7 +57,7 @@ def test_a_graph_replays_with_other_images(name):
 
 
 def test_stages_run_resident(monkeypatch):
-    from ddi.nn import resident_stage as resident
+    from ddi.blocks import resident_stage as resident
 
     model, images = build("cifar_resnet20")
     model.bfloat16()

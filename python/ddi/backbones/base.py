@@ -7,7 +7,7 @@ all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,13 +15,12 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..gating.site import Visit
 from ..nn.exit_head import ExitHead
 
-__all__ = ["Backbone", "Exits", "Visit"]
+__all__ = ["Backbone", "Exits"]
 
 Exits = None | Literal["default"] | int | Sequence[int]
-Visit = Callable[[Tensor], None]
-"""Called with the output of every block, in order."""
 
 
 class Backbone(nn.Module):

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch.nn as nn
 
+from ..convert import convert_
+
 __all__ = ["create_model", "list_models", "register_model"]
 
 Builder = Callable[..., nn.Module]
@@ -67,7 +69,5 @@ def create_model(name: str, gates: Any | None = None, **kwargs: Any) -> nn.Modul
     except TypeError as error:
         raise ValueError(f"create_model: {name!r} does not take these arguments: {error}") from error
     if gates is not None:
-        from ..convert import convert_
-
         convert_(model, gates)
     return model

@@ -14,10 +14,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.gated_residual_block import GatedResidualBlock
-from ..nn.resident_stage import ResidentStage
-from ..record import spare
-from .base import Backbone, Exits, Visit
+from ..blocks.gated_residual_block import GatedResidualBlock
+from ..blocks.resident_stage import ResidentStage
+from ..gating.gate_pass import spare
+from ..gating.site import Visit
+from .base import Backbone, Exits
 from .registry import register_model
 
 __all__ = ["BasicBlock", "Bottleneck", "ResNet", "Stage"]

@@ -6,11 +6,14 @@ A `Resource` prices layers, blocks under a decision, and gates; all else is made
 
 from __future__ import annotations
 
-from .energy import Energy, Joules, conv_work, energy
-from .latency import Latency, Milliseconds, block_ms, latency
-from .macs import MacCount, Macs, conv_macs, conv_output_size, count_macs, dense_macs
+from ..gating.geometry import conv_output_size
+from ..gating.site import GatedBlock
+from .count import Energy, Latency, MacCount, count_macs, energy, latency
+from .energy import Joules, conv_work
+from .latency import Milliseconds, block_ms
+from .macs import Macs, conv_macs, dense_macs
 from .named import RESOURCES, as_resource
-from .resource import Cost, GatedBlock, Resource, open_pairs, open_share
+from .resource import Cost, Resource, open_pairs, open_share
 
 __all__ = [
     "RESOURCES",

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -17,34 +16,15 @@ from torch import Tensor
 
 from ddi_kernels.prices.energy import ELEMENT_BYTES, HOROWITZ_45NM, EnergyModel
 
+from ..gating.decision import Mask
+from ..gating.geometry import conv_output_size
+from ..gating.site import Gate, GateSite
 from .macs import conv_macs
-from .resource import Resource, open_pairs, open_share, priced
-from .shapes import conv_output_size
+from .resource import Resource, open_pairs, open_share
 
-if TYPE_CHECKING:
-    from ..decision import Mask
-    from ..gates import Gate, GateSite
-
-__all__ = ["Energy", "Joules", "Work", "conv_work", "energy"]
+__all__ = ["Joules", "Work", "conv_work"]
 
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8"}
-
-
-@dataclass(frozen=True)
-class Energy:
-    """Joules per sample by an energy model. `gated` and the values of `blocks` are means over the samples.
-
-    Args:
-        dense: of the ungated network.
-        gated: at the model's hard decisions; equals `dense` for a model without gates.
-        blocks: of each gated block, its gate included.
-        per_sample: float[N], of each sample.
-    """
-
-    dense: float
-    gated: float
-    blocks: dict[str, float]
-    per_sample: Tensor
 
 
 class Work(NamedTuple):
@@ -140,29 +120,3 @@ def _dtype_name(weight: Tensor) -> str:
             'the one that the network is to run in, e.g. dtype="fp32"'
         )
     return _DTYPES[weight.dtype]
-
-
-@torch.no_grad()
-def energy(
-    model: nn.Module, x: Tensor, energy_model: EnergyModel | None = None, dtype: str | None = None
-) -> Energy:
-    """Joules per sample of a model on a batch by an energy model, dense and at its gates' hard decisions.
-
-    An estimate: `ddi.measure_joules` measures. Those of `model(x)`, which runs no branch classifier.
-
-    Args:
-        model: gated or plain; run once in its current mode if gated.
-        x: float[N, C, H, W].
-        energy_model: default: `ddi_kernels.prices.energy.HOROWITZ_45NM`.
-        dtype: see `Joules`.
-
-    Raises:
-        ValueError: the weights are of a dtype that the energy model does not know.
-
-    Example:
-        >>> model = ddi.create_model("cifar_resnet20", gates=ddi.DDIConfig())
-        >>> ddi.energy(model, torch.randn(1, 3, 32, 32)).dense
-    """
-    cost, blocks = priced(model, x, Joules(energy_model or HOROWITZ_45NM, dtype))
-    means = {name: part.mean().item() for name, part in blocks.items()}
-    return Energy(cost.dense, cost.per_sample.mean().item(), means, cost.per_sample)

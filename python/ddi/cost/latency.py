@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -14,32 +13,13 @@ from torch import Tensor
 from ddi_kernels.prices.latency import ConvShape, Estimate, LatencyTable
 from ddi_kernels.prices.tables import pricing_table
 
+from ..gating.decision import Decision, Mask
+from ..gating.geometry import conv_output_size
+from ..gating.site import Gate, GatedBlock, GateSite
 from .macs import conv_macs
-from .resource import GatedBlock, Resource, open_share, priced
-from .shapes import conv_output_size
+from .resource import Resource, open_share
 
-if TYPE_CHECKING:
-    from ..decision import Decision, Mask
-    from ..gates import Gate, GateSite
-
-__all__ = ["Latency", "Milliseconds", "block_ms", "latency"]
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds that the convolutions of one call take by a latency table.
-
-    Args:
-        dense: of the ungated network.
-        gated: at the model's hard decisions; equals `dense` for a model without gates.
-        blocks: of each gated block; its gate is not among them.
-        per_sample: float[N], each sample's part of `gated`.
-    """
-
-    dense: float
-    gated: float
-    blocks: dict[str, float]
-    per_sample: Tensor
+__all__ = ["Milliseconds", "block_ms"]
 
 
 class Milliseconds(Resource):
@@ -132,24 +112,3 @@ def block_ms(
         >>> ms = block_ms(block, shape, rec.passes[0][0].decision).mean()
     """
     return Milliseconds(table).block(block, shape, decision)
-
-
-@torch.no_grad()
-def latency(model: nn.Module, x: Tensor, table: LatencyTable | None = None) -> Latency:
-    """Milliseconds of a model on a batch by a latency table, dense and at its gates' hard decisions.
-
-    Args:
-        model: gated or plain; run once in its current mode if gated.
-        x: float[N, C, H, W].
-        table: default: this device's, which `ddi profile` measures; see `Milliseconds`.
-
-    Raises:
-        ValueError: see `Milliseconds`.
-
-    Example:
-        >>> model = ddi.create_model("cifar_resnet20", gates=ddi.DDIConfig())
-        >>> ddi.latency(model, torch.randn(1, 3, 32, 32)).dense
-    """
-    cost, blocks = priced(model, x, Milliseconds(table))
-    sums = {name: part.sum().item() for name, part in blocks.items()}
-    return Latency(len(x) * cost.dense, cost.per_sample.sum().item(), sums, cost.per_sample)

@@ -8,42 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .resource import Resource, open_pairs, priced
-from .shapes import conv_output_size, ungated
+from ..gating.decision import Mask
+from ..gating.geometry import conv_output_size
+from ..gating.site import Gate, GateSite
+from .resource import Resource, open_pairs
+from .shapes import ungated
 
-if TYPE_CHECKING:
-    from ..decision import Mask
-    from ..gates import Gate, GateSite
-
-__all__ = ["MacCount", "Macs", "conv_macs", "conv_output_size", "count_macs", "dense_macs"]
-
-
-@dataclass(frozen=True)
-class MacCount:
-    """MACs per sample. `gated` and the values of `blocks` are means over the samples of the input.
-
-    Args:
-        dense: of the ungated backbone.
-        gated: at the model's hard decisions; equals `dense` for a model without gates.
-        blocks: mean gated MACs of each gated block, its gate included.
-        per_sample: float64[N] gated MACs of each sample.
-    """
-
-    dense: int
-    gated: float
-    blocks: dict[str, float]
-    per_sample: Tensor
-
-    @property
-    def mac_ratio(self) -> float:
-        return self.dense / self.gated
+__all__ = ["Macs", "conv_macs", "conv_output_size", "dense_macs"]
 
 
 def conv_macs(conv: nn.Conv2d, size: Sequence[int]) -> int:
@@ -80,23 +57,3 @@ def dense_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     Counted once per input size on a copy that holds no data (meta tensors), so it costs no arithmetic.
     """
     return ungated(model, input_shape).macs
-
-
-@torch.no_grad()
-def count_macs(model: nn.Module, x: Tensor) -> MacCount:
-    """MACs of a model on a batch, dense and at its gates' hard decisions.
-
-    Those of `model(x)`, which runs no branch classifier: what one costs comes on top where it is run.
-
-    Args:
-        model: gated or plain; run once in its current mode if gated.
-        x: float[N, C, H, W].
-
-    Example:
-        >>> ddi.count_macs(ddi.create_model("cifar_resnet20"), torch.randn(1, 3, 32, 32)).dense
-        40813184
-    """
-    cost, blocks = priced(model, x, Macs())
-    per_sample = cost.per_sample.double()
-    means = {name: part.double().mean().item() for name, part in blocks.items()}
-    return MacCount(dense_macs(model, x.shape), per_sample.mean().item(), means, per_sample)

@@ -5,34 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .shapes import conv_output_size, ungated
+from ..gating.decision import Decision, Mask
+from ..gating.geometry import conv_output_size
+from ..gating.site import Gate, GatedBlock, GateSite
+from .shapes import ungated
 
-if TYPE_CHECKING:
-    from ..decision import Decision, Mask
-    from ..gates import Gate, GateSite
-
-__all__ = ["Cost", "GatedBlock", "Resource", "open_pairs", "open_share", "priced"]
-
-
-class GatedBlock(Protocol):
-    """What has to be known of a gated block to price it; see :class:`ddi.nn.gated_block.GatedBlock`."""
-
-    site: GateSite
-
-    def chain(self, decision: Decision) -> list[tuple[nn.Conv2d, Mask | None, Mask | None]]:
-        """The gated convolutions in order, each with the masks on its inputs and on its outputs."""
-
-    def kept(self, decision: Decision) -> Tensor | None:
-        """float[N]: 1 where the chain runs at all, differentiable in training; None: everywhere."""
-
-    def shortcut_convs(self) -> list[nn.Conv2d]:
-        """Convolutions on the block's input beside the chain, which always run."""
+__all__ = ["Cost", "Resource", "open_pairs", "open_share"]
 
 
 @dataclass(frozen=True)
@@ -90,8 +74,6 @@ class Resource(ABC):
 
     def dense_block(self, block: GatedBlock, shape: Sequence[int]) -> float:
         """Of a gated block's layers as `dense` counts them, on an input of `shape`."""
-        from ..decision import Decision
-
         total = sum(self.layer(conv, size) for conv, size, _, _ in _chain(block, shape, Decision()))
         return total + sum(self.layer(conv, shape) for conv in block.shortcut_convs())
 
@@ -115,22 +97,6 @@ def _chain(
     for conv, before, after in block.chain(decision):
         yield conv, size, before, after
         size = (shape[0], conv.out_channels, *conv_output_size(conv, size[2:]))
-
-
-def priced(model: nn.Module, x: Tensor, resource: Resource) -> tuple[Cost, dict[str, Tensor]]:
-    """What a model costs on x: float[N, C, H, W], and each gated block with its gate, float[N].
-
-    A gated model is run once in its current mode.
-    """
-    from ..convert import is_converted
-    from ..record import record
-
-    if not is_converted(model):
-        dense = resource.dense(model, x.shape)
-        return Cost(torch.full((len(x),), dense, dtype=torch.float64), dense), {}
-    with record(model) as rec:
-        model(x)
-    return rec.cost(resource), {block.name: block.cost(resource) for block in rec.passes[0]}
 
 
 def open_share(mask: Mask | None, channels: int) -> Any:

@@ -10,17 +10,9 @@ import torch
 import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Ungated", "conv_output_size", "ungated"]
+from ..gating.stand_in import is_converted, revert_
 
-
-def conv_output_size(conv: nn.Conv2d, size: Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a convolution's output for an input of (height, width)."""
-    pads = conv.padding if isinstance(conv.padding, tuple) else (0, 0)
-    out = [
-        (n + 2 * int(p) - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(size, pads, conv.dilation, conv.kernel_size, conv.stride, strict=True)
-    ]
-    return out[0], out[1]
+__all__ = ["Ungated", "ungated"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +38,6 @@ def ungated(model: nn.Module, input_shape: Sequence[int]) -> Ungated:
 
 
 def _run(model: nn.Module, shape: tuple[int, ...]) -> Ungated:
-    from ..convert import is_converted, revert_
-
     plain = copy.deepcopy(model).to("meta", torch.float32).eval()
     if is_converted(plain):
         revert_(plain)

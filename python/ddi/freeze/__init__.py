@@ -14,10 +14,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-import ddi
-
 from ..checkpoint import write_atomic
 from ..cost import dense_macs
+from ..version import __version__
 from .calibrate import input_ranges
 from .emit import emit
 from .fuse import fuse
@@ -85,7 +84,7 @@ def freeze(
     network = trace(model, example)
     metadata = {
         "model": type(model).__name__,
-        "version": ddi.__version__,
+        "version": __version__,
         "dense_macs": dense_macs(model, example_input.shape),
     }
     plan, metadata = emit(fuse(network), dtype, metadata, ranges)

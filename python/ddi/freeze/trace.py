@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..convert import is_converted, revert_
+from ..gating.stand_in import is_converted, revert_
 from .aten import TRANSLATIONS, Source
 from .ir import FreezeError, Network, Node
 from .sites import site_node

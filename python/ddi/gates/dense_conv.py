@@ -16,11 +16,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..concatenation import channel_means
-from ..cost import conv_output_size
-from . import GateLayer, GateSite, require_kind
-from .ddi import check_sizes, open_linear, threshold_logit
+from ..gating.concatenation import channel_means
+from ..gating.geometry import conv_output_size
+from ..gating.site import GateLayer, GateSite
 from .dense_ddi import DenseGates
+from .threshold import check_sizes, open_linear, require_kind, threshold_logit
 
 __all__ = ["DenseConvConfig", "DenseConvGates"]
 

@@ -19,9 +19,17 @@ from torch import Tensor
 
 from ddi_kernels import gate_plan
 
-from ..decision import Decision, Mask
-from . import GateLayer, GateSite, full_precision, gate_input, require_kind
-from .ddi import ChannelGate, ThresholdGates, check_sizes, threshold_logit
+from ..gating.decision import Decision, Mask
+from ..gating.site import GateLayer, GateSite
+from .threshold import (
+    ChannelGate,
+    ThresholdGates,
+    check_sizes,
+    full_precision,
+    gate_input,
+    require_kind,
+    threshold_logit,
+)
 
 __all__ = ["DenseDDIConfig", "DenseDDIGates", "DenseGates"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddi_kernels import gated_conv2d
 
-from ..decision import Decision, Mask
+from ..gating.decision import Decision, Mask
 from .prepared import PreparedConv, PreparedModule, conv_geometry, runs_sparse
 
 __all__ = ["GatedConv2d"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddi_kernels import gather_samples, scatter_samples
 
-from ..decision import Decision
+from ..gating.decision import Decision
 from .prepared import runs_sparse
 
 __all__ = ["LayerSkip", "mix_kept"]

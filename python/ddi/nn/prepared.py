@@ -17,7 +17,7 @@ from torch import Tensor
 import ddi_kernels
 from ddi_kernels import fold_bn, gated_conv2d, prepack_conv2d
 
-from ..decision import Decision
+from ..gating.decision import Decision
 
 __all__ = ["PreparedConv", "PreparedModule", "prepare_", "runs_sparse"]
 

@@ -9,9 +9,10 @@ import torch.nn as nn
 
 from ..backbones import create_model
 from ..checkpoint import CheckpointError, load_model
-from ..convert import convert_, is_converted
+from ..convert import convert_
 from ..data import Dataset
 from ..gates import config_from_dict
+from ..gating.stand_in import is_converted
 from .config import TrainConfig
 
 __all__ = ["initial_model", "model_kwargs", "teacher_model"]

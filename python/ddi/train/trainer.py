@@ -20,12 +20,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint import save_model
-from ..convert import is_converted
 from ..cost import Macs, Resource
+from ..cost.record import record
 from ..data import Dataset, get_dataset
 from ..evaluate import evaluate, has_exits
+from ..gating.stand_in import is_converted
 from ..losses import branch_loss, budget_loss, distillation_loss
-from ..record import record
 from .config import Stage, TrainConfig
 from .distributed import World
 from .history import add_step, summary, without_times, write_history

@@ -13,9 +13,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..cost import Macs
-from ..decision import Decision, Mask
-from ..gates import GateSite
-from .prepared import PreparedModule
+from ..gating.decision import Decision, Mask
+from ..gating.site import GateSite
+from ..gating.stand_in import stand_in
+from ..nn.prepared import PreparedModule
 
 __all__ = ["GatedBlock", "GatedConv"]
 
@@ -28,7 +29,7 @@ class GatedBlock(PreparedModule):
 
     Args:
         block: the module to stand for; its layers named in `layers` are shared, so that state_dict keys do
-            not change. Kept as `__dict__["original"]`, outside the module tree, for revert_.
+            not change. It is kept for revert_.
         site: what the gates know of the block.
     """
 
@@ -39,7 +40,7 @@ class GatedBlock(PreparedModule):
         for name in self.layers:
             setattr(self, name, getattr(block, name))
         self.site = site
-        self.__dict__["original"] = block
+        stand_in(self, block)
         self.train(block.training)
 
     def chain(self, decision: Decision) -> list[GatedConv]:

@@ -12,11 +12,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..decision import Decision
-from ..gates import GateSite
-from ..record import current_pass
+from ..gating.decision import Decision
+from ..gating.gate_pass import current_pass
+from ..gating.site import GateSite
+from ..gating.stand_in import stand_in
+from ..nn.prepared import PreparedConv, runs_sparse
 from .gated_block import GatedBlock, GatedConv
-from .prepared import PreparedConv, runs_sparse
 
 __all__ = ["GatedNorm", "GatedTransition"]
 
@@ -73,7 +74,7 @@ class GatedNorm(nn.BatchNorm2d):
     """Drop-in for the BatchNorm behind the last dense block: in_mask * norm(x), for a ReLU to follow.
 
     Args:
-        norm: the BatchNorm2d to stand for, kept as `__dict__["original"]`.
+        norm: the BatchNorm2d to stand for, kept for revert_.
         name: module path of the norm, for messages.
     """
 
@@ -82,7 +83,7 @@ class GatedNorm(nn.BatchNorm2d):
         super().__init__(norm.num_features, *options, device="meta")
         # The very tables of the original, so that .to() and load_state_dict() reach both.
         self._parameters, self._buffers = norm._parameters, norm._buffers
-        self.__dict__["original"] = norm
+        stand_in(self, norm)
         self.name = name
         self.train(norm.training)
 

@@ -14,20 +14,14 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ddi_kernels import (
-    current_backend,
-    pack_entry,
-    pack_stage,
-    resident_stage,
-    resident_stage_unsupported,
-)
+from ddi_kernels import current_backend, pack_entry, pack_stage, resident_stage, resident_stage_unsupported
 
-from ..decision import Decision, Mask
 from ..gates.ddi import DDIGates
-from ..record import GatePass, running_pass
+from ..gating.decision import Decision, Mask
+from ..gating.gate_pass import GatePass, running_pass
+from ..nn.prepared import PreparedModule, runs_sparse
 from .gated_basic_block import GatedBasicBlock
 from .gated_residual_block import PreparedResidual
-from .prepared import PreparedModule, runs_sparse
 
 __all__ = ["ResidentStage"]
 

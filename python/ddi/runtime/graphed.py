@@ -14,7 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .nn.prepared import prepare_
+from ..nn.prepared import prepare_
 
 __all__ = ["GraphedModel"]
 

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ddi_kernels import fold_bn, gated_dense_layer
 
-from ..concatenation import channel_means
-from ..decision import Decision
-from ..gates import GateSite
-from ..record import current_pass
+from ..gating.concatenation import channel_means
+from ..gating.decision import Decision
+from ..gating.gate_pass import current_pass
+from ..gating.site import GateSite
+from ..nn.prepared import PreparedConv, runs_sparse
 from .gated_block import GatedBlock, GatedConv
-from .prepared import PreparedConv, runs_sparse
 
 __all__ = ["GatedDenseLayer"]
 

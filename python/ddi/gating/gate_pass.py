@@ -1,4 +1,4 @@
-"""One forward pass through gated blocks: its gate state, and what `record` collects of it.
+"""One forward pass through gated blocks: its gate state, and the notes of what was decided in it.
 
 A gated model's hooks open a `GatePass` when its forward begins and close it at the end; the blocks inside ask
 it for their decisions. State lives in the pass, never in modules, so concurrent forwards in several threads,
@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -19,15 +18,33 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn.modules import module as _hooks_of_all
 
-from ddi_kernels.prices.energy import EnergyModel
-from ddi_kernels.prices.latency import LatencyTable
-
 from .concatenation import Concatenation, channel_means
-from .cost import Cost, GatedBlock, Resource, as_resource, dense_macs
 from .decision import Decision
-from .gates import Gate, GateSite
+from .site import Gate, GatedBlock, GateSite
 
-__all__ = ["BlockRecord", "GatePass", "PassHooks", "Record", "current_pass", "record", "spare"]
+__all__ = [
+    "BlockRecord",
+    "GatePass",
+    "PassHooks",
+    "Prices",
+    "Recording",
+    "Watch",
+    "collecting",
+    "current_pass",
+    "gated_root",
+    "running_pass",
+    "spare",
+]
+
+
+class Prices(Protocol):
+    """What has to be known of a resource to price a block; see :class:`ddi.cost.Resource`."""
+
+    def gate(self, gates: Gate, site: GateSite, shape: torch.Size) -> float:
+        """Of the gate that decides for a block whose input is of `shape`, (N, C, H, W)."""
+
+    def block(self, block: GatedBlock, shape: torch.Size, decision: Decision) -> Tensor:
+        """float[N]: of a gated block under a decision, its gate left out."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,7 @@ class BlockRecord:
     block: GatedBlock
     gates: Gate
 
-    def cost(self, resource: Resource) -> Tensor:
+    def cost(self, resource: Prices) -> Tensor:
         """float[N]: of the block and its gate, differentiable in training."""
         gate = resource.gate(self.gates, self.block.site, self.shape)
         return resource.block(self.block, self.shape, self.decision) + gate
@@ -63,70 +80,13 @@ class Watch(Protocol):
         """A block is about to run on its decision."""
 
 
-@dataclass
-class Record:
-    """The passes of one gated model inside `with ddi.record(model)`.
-
-    Attributes:
-        watch: sees these passes, too, or None.
-        passes: for each forward call its list of BlockRecord, in execution order.
-        inputs: for each forward call the shape of its input.
-        dense_macs: multiply-adds per sample of the ungated backbone.
-    """
+class Recording(Protocol):
+    """What collects the passes of a model; see :class:`ddi.cost.record.Record`."""
 
     model: nn.Module
-    watch: Watch | None = None
-    dense_macs: int = 0
-    passes: list[list[BlockRecord]] = field(default_factory=list)
-    inputs: list[torch.Size] = field(default_factory=list)
-
-    def cost(
-        self,
-        resource: str | Resource = "macs",
-        table: LatencyTable | str | Path | None = None,
-        model: EnergyModel | None = None,
-    ) -> Cost:
-        """What each sample cost in a resource, gates and ungated layers included, branch classifiers not.
-
-        Args:
-            resource: "macs"; "ms" by a latency table; "joules" by an energy model; or a `ddi.cost.Resource`.
-            table: for "ms", or the path of one; default: this device's, which `ddi profile` measures.
-            model: for "joules"; default: `ddi_kernels.prices.energy.HOROWITZ_45NM`.
-
-        Returns:
-            Cost: float[total samples], differentiable in training, the dense cost, and the share of it.
-
-        Raises:
-            RuntimeError: nothing was recorded.
-            OSError, ValueError: an unknown resource; a table that cannot be read, or none of this device;
-                weights of a dtype without a price.
-
-        Example:
-            >>> with ddi.record(model) as rec:
-            ...     logits = model(images)
-            >>> rec.cost("joules").share
-        """
-        prices = as_resource(resource, table, model)
-        if not any(self.passes):
-            raise RuntimeError("record: no forward pass was recorded; call the model inside the context")
-        totals, dense = [], 0.0
-        for shape, blocks in zip(self.inputs, self.passes, strict=True):
-            whole = prices.dense(self.model, shape)
-            fixed = whole - sum(prices.dense_block(block.block, block.shape) for block in blocks)
-            totals.append(fixed + torch.stack([block.cost(prices) for block in blocks]).sum(0))
-            dense += whole * shape[0]
-        per_sample = torch.cat(totals)
-        return Cost(per_sample, dense / max(1, len(per_sample)))
-
-    @property
-    def macs(self) -> Tensor:
-        """float[total samples]: multiply-adds of each sample, see `cost`."""
-        return self.cost("macs").per_sample
-
-    @property
-    def mac_ratio(self) -> float:
-        """Dense MACs over mean gated MACs."""
-        return self.dense_macs / self.macs.detach().double().mean().item()
+    watch: Watch | None
+    passes: list[list[BlockRecord]]
+    inputs: list[torch.Size]
 
 
 @dataclass
@@ -192,7 +152,17 @@ class GatePass:
 
 
 _PASS: ContextVar[GatePass | None] = ContextVar("ddi_gate_pass", default=None)
-_RECORDS: ContextVar[tuple[Record, ...]] = ContextVar("ddi_records", default=())
+_RECORDS: ContextVar[tuple[Recording, ...]] = ContextVar("ddi_records", default=())
+
+
+@contextmanager
+def collecting(recording: Recording) -> Iterator[None]:
+    """Has the passes of a model put on a recording inside a `with` block, on this thread."""
+    token = _RECORDS.set((*_RECORDS.get(), recording))
+    try:
+        yield
+    finally:
+        _RECORDS.reset(token)
 
 
 def running_pass() -> GatePass | None:
@@ -245,7 +215,6 @@ class PassHooks:
         watch = None
         if record is not None:
             x = args[0] if args else next(iter(kwargs.values()))
-            record.dense_macs = dense_macs(model, x.shape)
             blocks, watch = [], record.watch
             record.passes.append(blocks)
             record.inputs.append(x.shape)
@@ -278,29 +247,3 @@ def gated_root(model: nn.Module) -> nn.Module:
         f"{type(model).__name__} is not a gated model; call ddi.convert_(model, config) first, or create it "
         "with ddi.create_model(name, gates=...)"
     )
-
-
-@contextmanager
-def record(model: nn.Module, watch: Watch | None = None) -> Iterator[Record]:
-    """Collects decisions, soft values and costs per sample of every forward of a gated model.
-
-    Args:
-        model: converted by `convert_`, or a wrapper (DDP) around one.
-        watch: called as the gates decide, see `Watch`.
-
-    Yields:
-        Record, filled as the model is called on this thread.
-
-    Example:
-        >>> model = ddi.create_model("cifar_resnet20", gates=ddi.DDIConfig())
-        >>> with ddi.record(model) as rec:
-        ...     _ = model(torch.randn(4, 3, 32, 32))
-        >>> rec.macs.shape
-        torch.Size([4])
-    """
-    collected = Record(gated_root(model), watch)
-    token = _RECORDS.set((*_RECORDS.get(), collected))
-    try:
-        yield collected
-    finally:
-        _RECORDS.reset(token)

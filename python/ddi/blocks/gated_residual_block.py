@@ -20,12 +20,12 @@ from torch import Tensor
 
 from ddi_kernels import gather_samples, scatter_samples
 
-from ..decision import Decision, Mask
-from ..gates import GateSite
-from ..record import current_pass
+from ..gating.decision import Decision, Mask
+from ..gating.gate_pass import current_pass
+from ..gating.site import GateSite
+from ..nn.layer_skip import mix_kept
+from ..nn.prepared import PreparedConv, runs_sparse
 from .gated_block import GatedBlock, GatedConv
-from .layer_skip import mix_kept
-from .prepared import PreparedConv, runs_sparse
 
 __all__ = ["GatedResidualBlock", "PreparedResidual"]
 
