@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ddi.quiet import measuring
+from ddi.measure.quiet import measuring
 
 from . import block, budget, int8, model, op, scaling
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ddi.timing import num_threads
-from ddi.turns import Measured, Provider, time_in_turns
+from ddi.measure.timing import num_threads
+from ddi.measure.turns import Measured, Provider, time_in_turns
 from ddi_kernels import gated_basic_block, prepack_conv2d
 
 from .cases import GROUP_SIZES, INPUTS

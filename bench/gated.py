@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ddi.turns import Provider
+from ddi.measure.turns import Provider
 from ddi_kernels import backend, gated_conv2d, prepack_conv2d
 
 from .cases import DTYPES, Case

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ddi.timing import num_threads
-from ddi.turns import Provider, time_in_turns
+from ddi.measure.timing import num_threads
+from ddi.measure.turns import Provider, time_in_turns
 from ddi_kernels import gated_conv2d_int8, prepack_conv2d, quantize, quantize_weight
 
 from .cases import Case, make_inputs, select_cases

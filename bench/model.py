@@ -22,8 +22,8 @@ import torch.nn as nn
 from torch import Tensor
 from tqdm import tqdm
 
-from ddi.timing import num_threads
-from ddi.turns import Measured, Provider, time_in_turns
+from ddi.measure.timing import num_threads
+from ddi.measure.turns import Measured, Provider, time_in_turns
 from ddi_kernels import engine
 
 from . import footprint

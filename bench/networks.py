@@ -11,8 +11,8 @@ import torch.nn as nn
 from torch import Tensor
 
 import ddi
-from ddi.demo import pretrained
-from ddi.ort import export_onnx
+from ddi.measure.onnxruntime import export_onnx
+from ddi.report.demo import pretrained
 from ddi_kernels import engine
 
 POOL = 256

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ddi.report import new_figure, save_figure
-from ddi.timing import num_threads
-from ddi.turns import Measured, Provider, time_in_turns
+from ddi.measure.timing import num_threads
+from ddi.measure.turns import Measured, Provider, time_in_turns
+from ddi.report.figures import new_figure, save_figure
 
 from .cases import DTYPES, GROUP_SIZES, KEEPS, SUITES, Case, make_inputs, select_cases
 from .gated import Gating, our_provider, require_native

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddi.turns import Provider
+from ddi.measure.turns import Provider
 
 from .cases import Case
 

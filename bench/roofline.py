@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ddi.report import new_figure
+from ddi.report.figures import new_figure
 
 from .cases import Case, make_inputs
 from .gated import Gating

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from ddi.checkpoint import write_atomic
+from ddi.files import write_atomic
 from ddi_kernels import collect_env
 
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from ddi.report import new_figure, save_figure
-from ddi.timing import num_threads
-from ddi.turns import time_in_turns
+from ddi.measure.timing import num_threads
+from ddi.measure.turns import time_in_turns
+from ddi.report.figures import new_figure, save_figure
 
 from .cases import DTYPES, Case, make_inputs
 from .gated import Gating, our_provider, require_native

@@ -2,7 +2,7 @@
 
 Every tile that `pick_tile` can return is timed on the same inputs in a CUDA graph, channels or samples half
 open; no others, for these are the ones whose compiled code is checked. The table that results is what the
-kernels take on GPUs of this name (ddi_kernels/triton/tuned_tiles.py).
+kernels take on GPUs of this name (ddi_kernels/tiles/tuned_tiles.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddi.checkpoint import write_atomic
+from ddi.files import write_atomic
 from ddi_kernels import backend, gated_conv2d, skip_conv2d_
 from ddi_kernels.tiles.tiles import Gpu, Tile, largest_chunk, shipped_tiles
 from ddi_kernels.tiles.tuned_tiles import shape_key, table_path, use_tiles

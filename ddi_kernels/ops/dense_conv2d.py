@@ -4,7 +4,7 @@ Same call, same result as the reference: closed inputs and outputs are masked by
 where every bit is open, and the multiplying is left to oneDNN with weights prepacked for it. Packed once per
 weight and input shape, they stay with the tensor that `prepack_conv2d` made of the weight, and go with it.
 
-The choice is by the measured table (latency.py), for channels_last float32 calls with prepacked weights; the
+The choice is by the measured table (../prices), for channels_last float32 calls with prepacked weights; the
 others stay with the gated kernel, which reorders weights or pixels no more slowly than oneDNN does. For most
 shapes gating never loses whatever the masks, and a call costs one dictionary look-up. Where it can lose,
 masks are counted, since a call with everything open and one with a quarter open deserve different kernels: a

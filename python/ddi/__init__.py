@@ -11,8 +11,8 @@ from .blocks.gated_basic_block import GatedBasicBlock
 from .blocks.gated_bottleneck import GatedBottleneck
 from .blocks.gated_dense_layer import GatedDenseLayer
 from .blocks.gated_transition import GatedNorm, GatedTransition
-from .budget import Answer, Budget, budget
-from .calibrate import calibrate
+from .budgets.budget import Answer, Budget, budget
+from .budgets.calibrate import calibrate
 from .checkpoint import load_model, save_model
 from .convert import convert_, revert_
 from .cost import count_macs, energy, latency
@@ -20,8 +20,8 @@ from .cost.record import record
 from .freeze import FreezeError, freeze
 from .gates import DDIConfig, DenseConvConfig, DenseDDIConfig
 from .gating.decision import Decision, Mask
-from .losses import branch_loss, budget_loss, distillation_loss
 from .nn import ExitHead, GatedConv2d, LayerSkip, prepare_
+from .nn.losses import branch_loss, budget_loss, distillation_loss
 from .runtime.frozen import FrozenModel
 from .runtime.graphed import GraphedModel
 from .version import __version__

@@ -6,8 +6,6 @@ No pickle is involved, so a foreign file cannot run code; a truncated or foreign
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .backbones import create_model
+from .files import write_atomic
 from .gates import config_from_dict, config_to_dict
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "load_model",
     "read_tensors",
     "save_model",
-    "write_atomic",
     "write_tensors",
 ]
 
@@ -34,23 +32,6 @@ _VERSION = 1
 
 class CheckpointError(ValueError):
     """A file that is no checkpoint of ours, is damaged, or does not fit."""
-
-
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Writes a file that is either the old or the whole new one, whatever happens in between."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ import torch
 from bench.block import dense_block, dense_providers, make_weights, our_calls, row_times
 from bench.gated import draw_masks, expand_mask
 from bench.opponents import check_result
-from ddi.timing import Timing
-from ddi.turns import Measured
+from ddi.measure.timing import Timing
+from ddi.measure.turns import Measured
 
 
 def _measured(ms: float) -> Measured:

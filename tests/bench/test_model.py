@@ -14,8 +14,8 @@ import ddi
 from bench.decisions import draw_decisions, find_keep, forced, mean_macs
 from bench.model import Ours, add_arguments, call_percentiles, gated_calls, own_calls, row
 from bench.networks import Case, Network, make_case
-from ddi.timing import Timing
-from ddi.turns import Measured, Provider
+from ddi.measure.timing import Timing
+from ddi.measure.turns import Measured, Provider
 from ddi_kernels import engine
 
 pytest.importorskip("ddi_kernels._engine", reason="ddi_kernels._engine is not built")

@@ -8,7 +8,7 @@ import torch
 
 from bench import __main__, cases, gated, op, roofline
 from bench.gated import Gating
-from ddi import turns
+from ddi.measure import turns
 from ddi_kernels import backends
 
 KEEPS = {"1x1", "0.75x0.75", "0.5x0.5", "0.25x0.25", "1x0.5", "0.5x1"}

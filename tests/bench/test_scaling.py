@@ -7,7 +7,7 @@ import pytest
 
 from bench import __main__, scaling
 from bench.cases import Case
-from ddi import turns
+from ddi.measure import turns
 from ddi_kernels import backends
 
 

@@ -7,7 +7,7 @@ import torch
 from gated_models import images, mixed_model, tiny_densenet
 
 import ddi
-from ddi.calibrate import _search
+from ddi.budgets.calibrate import _search
 
 KINDS = {
     "resnet": ("cifar_resnet8", ddi.DDIConfig, 1.7),

@@ -9,7 +9,8 @@ from gated_models import images, mixed_model
 from safetensors.torch import save_file
 
 import ddi
-from ddi.checkpoint import CheckpointError, read_tensors, write_atomic, write_tensors
+from ddi.checkpoint import CheckpointError, read_tensors, write_tensors
+from ddi.files import write_atomic
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from gated_models import mixed_model
 
 import ddi
 import ddi_kernels
-from ddi.cli import main
+from ddi.cli import bench, main
 from ddi.data import get_dataset
 
 
@@ -198,7 +198,7 @@ def test_bench_passes_the_status_of_the_suite_on(capfd):
 
 def test_bench_needs_a_checkout(capsys, monkeypatch, tmp_path):
     # Where an installed package lies.
-    monkeypatch.setattr(ddi.cli, "__file__", str(tmp_path / "site-packages" / "ddi" / "cli.py"))
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "site-packages" / "ddi" / "cli" / "bench.py"))
     assert main(["bench", "op"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("ddi bench: error: ") and "has no folder bench" in error

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from ddi.cli import main
-from ddi.comparison import compare, curve, format_comparison, macs_needed, points_of, read_results
-from ddi.curves import draw_report, plot_comparison, plot_history
+from ddi.report.comparison import compare, curve, format_comparison, macs_needed, points_of, read_results
+from ddi.report.curves import draw_report, plot_comparison, plot_history
 
 HEADER = {"header": True, "system": {}}
 

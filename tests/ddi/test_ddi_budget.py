@@ -10,9 +10,9 @@ import ddi
 from ddi import Budget
 from ddi.backbones.densenet import DenseNet
 from ddi.backbones.resnet import BasicBlock, ResNet
-from ddi.budget import _Clock
+from ddi.budgets.budget import _Clock
+from ddi.budgets.exit_costs import ExitCosts, Step, exit_costs, exit_ms
 from ddi.cost import Joules
-from ddi.exit_costs import ExitCosts, Step, exit_costs, exit_ms
 from ddi_kernels import engine
 from ddi_kernels.prices.energy import HOROWITZ_45NM, EnergyModel
 

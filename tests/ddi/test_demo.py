@@ -9,9 +9,9 @@ from gated_models import mixed_model
 
 import ddi
 import ddi_kernels
-from ddi import demo
 from ddi.cli import main
 from ddi.data import get_dataset
+from ddi.report import demo
 
 FIGURES = ("macs_histogram", "accuracy_vs_macs", "samples", "open_by_class")
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_training import NARROW, weights
 
 import ddi
-from ddi.quiet import measuring
+from ddi.measure.quiet import measuring
 from ddi.train import TrainConfig, train
 from ddi.train.distributed import World, is_main, world
 from ddi.train.trainer import Trainer

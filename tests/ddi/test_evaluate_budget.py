@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import ddi
+from ddi.budgets.exit_costs import exit_costs
 from ddi.cli import main
 from ddi.data import get_dataset
-from ddi.evaluate_budget import evaluate_budget
-from ddi.exit_costs import exit_costs
+from ddi.evaluate.evaluate_budget import evaluate_budget
 from ddi_kernels.prices.energy import HOROWITZ_45NM
 
 

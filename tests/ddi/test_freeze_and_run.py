@@ -16,12 +16,12 @@ import torch
 from gated_models import mixed_model
 
 import ddi
-from ddi import run_plan
 from ddi.cli import main
 from ddi.data import Split, get_dataset
-from ddi.demo import pretrained
-from ddi.evaluate import evaluate
-from ddi.run_plan import RunConfig
+from ddi.evaluate import run_plan
+from ddi.evaluate.evaluate import evaluate
+from ddi.evaluate.run_plan import RunConfig
+from ddi.report.demo import pretrained
 from ddi_kernels import engine
 from ddi_kernels.prices.energy import HOROWITZ_45NM
 

@@ -6,14 +6,14 @@ import json
 import pytest
 
 import ddi
-from ddi import measure_grid as measuring_module
 from ddi.cli import main
 from ddi.data import get_dataset
-from ddi.evaluate_budget import evaluate_budget
-from ddi.grid import read_grid, read_rows, row_key, write_rows
-from ddi.measure_grid import measure_grid
-from ddi.run_grid import run_grid, with_needs
-from ddi.timing import Timing
+from ddi.evaluate.evaluate_budget import evaluate_budget
+from ddi.grid import measure_grid as measuring_module
+from ddi.grid.grid import read_grid, read_rows, row_key, write_rows
+from ddi.grid.measure_grid import measure_grid
+from ddi.grid.run_grid import run_grid, with_needs
+from ddi.measure.timing import Timing
 from ddi_kernels import collect_env
 
 GRID = """

@@ -6,8 +6,8 @@ from gated_models import mixed_model
 import ddi
 from ddi.data import get_dataset
 from ddi.data.base import Split
-from ddi.evaluate import evaluate
-from ddi.inference import eval_mode
+from ddi.eval_mode import eval_mode
+from ddi.evaluate.evaluate import evaluate
 
 
 def test_modes_are_restored_module_by_module_even_after_an_error():

@@ -10,12 +10,12 @@ import torch
 from native import require_native
 
 from ddi.cli import main
-from ddi.profile import CASES, Case, ProfileConfig, _counts, _masks, measure_case, profile
+from ddi.measure.profile import CASES, Case, ProfileConfig, _counts, _masks, measure_case, profile
 from ddi_kernels.prices import tables
 from ddi_kernels.prices.device import current_isa
 from ddi_kernels.prices.tables import find_table, read_table, set_table, table_path
 
-module = importlib.import_module("ddi.profile")
+module = importlib.import_module("ddi.measure.profile")
 SMALL = "3x3 N1 C64-64 H8"
 TWO = "1x1s2 N1 C"  # more than two, of which fakes cost nothing
 

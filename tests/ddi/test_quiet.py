@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from ddi import quiet
+from ddi.measure import quiet
 
 pytest.importorskip("fcntl")
 

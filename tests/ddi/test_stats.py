@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddi.stats import correlation, paired_interval
+from ddi.report.stats import correlation, paired_interval
 
 
 def test_correlation_is_pearsons():

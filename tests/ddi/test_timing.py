@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddi import ort, timing
+from ddi.measure import onnxruntime as ort
+from ddi.measure import timing
 
 POOL = 256
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from ddi.turns import Provider, time_in_turns
+from ddi.measure.turns import Provider, time_in_turns
 
 
 class Clock:

@@ -17,7 +17,7 @@ import ddi
 from bench.decisions import forced
 from ddi.backbones.resnet import BasicBlock, Bottleneck
 from ddi.freeze import weights
-from ddi.freeze.calibrate import input_ranges
+from ddi.freeze.ranges import input_ranges
 from ddi_kernels import backend, engine, fold_bn, gated_conv2d_int8, quantize, quantize_weight
 
 pytest.importorskip("ddi_kernels._engine", reason="ddi_kernels._engine is not built")

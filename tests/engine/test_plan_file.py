@@ -15,7 +15,7 @@ from tiny_plans import CORPUS, PLANS, SIZE, tiny_model, tiny_plan
 from tolerances import assert_close
 
 import ddi
-from ddi.checkpoint import write_atomic
+from ddi.files import write_atomic
 from ddi.freeze.plan import BITS, IMAGE, NONE, VECTOR, PlanWriter
 from ddi_kernels import engine
 

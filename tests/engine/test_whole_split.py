@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ddi
 from bench.decisions import forced
-from ddi.demo import pretrained
+from ddi.report.demo import pretrained
 from ddi_kernels import engine
 
 pytest.importorskip("ddi_kernels._engine", reason="ddi_kernels._engine is not built")

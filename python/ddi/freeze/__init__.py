@@ -1,7 +1,7 @@
 """Freezes a network into a plan, the one file that the engine runs with neither Python nor torch.
 
 trace.py takes the model apart, fuse.py joins what is one step, emit.py lays it out, plan.py writes bytes;
-for int8 calibrate.py looks at how large activations get.
+for int8 ranges.py looks at how large activations get.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..checkpoint import write_atomic
 from ..cost import dense_macs
+from ..files import write_atomic
 from ..version import __version__
-from .calibrate import input_ranges
 from .emit import emit
 from .fuse import fuse
 from .ir import FreezeError
+from .ranges import input_ranges
 from .trace import trace
 
 __all__ = ["FreezeError", "freeze"]

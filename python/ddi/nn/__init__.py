@@ -1,4 +1,4 @@
-"""Layers that run gated, and the branch classifier."""
+"""Layers that run gated, the branch classifier, and losses."""
 
 from .exit_head import ExitHead
 from .gated_conv2d import GatedConv2d

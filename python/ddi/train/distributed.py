@@ -19,7 +19,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..quiet import working
+from ..measure.quiet import working
 
 __all__ = ["World", "is_main", "world"]
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import write_atomic
+from ..files import write_atomic
 
 __all__ = ["add_step", "read_history", "summary", "without_times", "write_history"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..evaluate import Evaluation
+from ..evaluate.evaluate import Evaluation
 
 __all__ = ["Board"]
 

@@ -23,9 +23,9 @@ from ..checkpoint import save_model
 from ..cost import Macs, Resource
 from ..cost.record import record
 from ..data import Dataset, get_dataset
-from ..evaluate import evaluate, has_exits
+from ..evaluate.evaluate import evaluate, has_exits
 from ..gating.stand_in import is_converted
-from ..losses import branch_loss, budget_loss, distillation_loss
+from ..nn.losses import branch_loss, budget_loss, distillation_loss
 from .config import Stage, TrainConfig
 from .distributed import World
 from .history import add_step, summary, without_times, write_history

@@ -1,0 +1,5 @@
+"""The `ddi` command."""
+
+from .main import main
+
+__all__ = ["main"]
