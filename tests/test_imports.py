@@ -29,15 +29,21 @@ ALLOWED = {
 }
 
 
-def imported(tree: ast.Module, package: str) -> Iterator[str]:
-    """Full names of the modules and members that a file imports."""
+def imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """Full names of the modules and members that a file imports; `package` is the one it lies in."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            module = package if node.level else ""
-            module = ".".join(filter(None, (module, node.module)))
+            parts = package.split(".")
+            base = parts[: len(parts) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
             yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def package_of(path: Path) -> str:
+    """The package that a file of ddi or ddi_kernels lies in."""
+    return ".".join(path.relative_to(ROOT).parent.parts).removeprefix("python.")
 
 
 def dotted_names(tree: ast.Module) -> Iterator[str]:
@@ -54,7 +60,10 @@ def files(folder: str) -> list[tuple[Path, ast.Module]]:
 
 def offences(folder: str, is_wrong: Callable[[str], bool]) -> list[str]:
     return [
-        f"{path}: {name}" for path, tree in files(folder) for name in imported(tree, folder) if is_wrong(name)
+        f"{path}: {name}"
+        for path, tree in files(folder)
+        for name in imported(tree, package_of(ROOT / path))
+        if is_wrong(name)
     ]
 
 
@@ -110,4 +119,5 @@ def test_the_rules_see_all_forms_of_import():
     text = "import a.b\nfrom c import d as e\nfrom . import f\nfrom .g import h\ntorch.ops.ddi.k()"
     tree = ast.parse(text)
     assert list(imported(tree, "p")) == ["a.b", "c.d", "p.f", "p.g.h"]
+    assert list(imported(ast.parse("from ..a import b\nfrom .c import d"), "p.q")) == ["p.a.b", "p.q.c.d"]
     assert "torch.ops.ddi" in list(dotted_names(tree))
