@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddi_kernels.geometry import output_size
+
 DTYPES = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -46,7 +48,8 @@ class Case:
 
     @property
     def side_out(self) -> int:
-        return (self.side + 2 * self.padding - self.kernel) // self.stride + 1
+        kernel, stride, pad = [self.kernel] * 2, [self.stride] * 2, [self.padding] * 2
+        return output_size((self.side, self.side), kernel, stride, pad)[0]
 
     @property
     def macs(self) -> int:

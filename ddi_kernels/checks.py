@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ddi_kernels.geometry import output_size
+
 
 def argument_error(op: str, argument: str, got: Any, expected: str, remedy: str = "") -> ValueError:
     """The one form of an argument error: operator, argument, what is allowed, what came, remedy."""
@@ -164,12 +166,7 @@ def conv_output_shape(
         ("dilation", dilation, 1),
     ):
         check_pair(op, name, pair, minimum)
-    ho, wo = (
-        (size + 2 * pad - step * (kernel - 1) - 1) // jump + 1
-        for size, pad, step, kernel, jump in zip(
-            x.shape[2:], padding, dilation, (kh, kw), stride, strict=True
-        )
-    )
+    ho, wo = output_size(x.shape[2:], (kh, kw), stride, padding, dilation)
     if ho < 1 or wo < 1:
         remedy = "The dilated kernel is larger than the padded image."
         raise argument_error(op, "x", describe(x), "an output of at least 1x1", remedy)

@@ -23,7 +23,7 @@ FLOORS = {
         measure train grid report cli
     """.split(),
     "ddi_kernels": """
-        backends checks registry engine
+        geometry checks backends registry engine
         prices collect_env tiles ops triton
     """.split(),
 }

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ddi_kernels import backends
 from ddi_kernels.checks import Geometry, memory_format_of
+from ddi_kernels.geometry import output_size
 from ddi_kernels.ops.active_channels import expand_groups
 from ddi_kernels.prices import tables
 from ddi_kernels.prices.latency import ALIGNED, FINE, ConvShape, Estimate
@@ -127,7 +128,7 @@ def _shape_of(x: Any, weight: Any, geometry: Any, dtype: torch.dtype, threads: i
         return None
     if stride[0] != stride[1] or stride[0] < 1 or min(padding) < 0:
         return None
-    height, width = ((x[i + 2] + 2 * padding[i] - weight[i + 2]) // stride[i] + 1 for i in (0, 1))
+    height, width = output_size(x[2:], weight[2:], stride, padding)
     if min(height, width) < 1:
         return None
     return ConvShape(weight[2], stride[0], x[1], weight[0], height * width, x[0], threads)

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ddi_kernels.checks import memory_format_of
+from ddi_kernels.geometry import output_size
 from ddi_kernels.ops.block_parts import Residual
 from ddi_kernels.tiles.tiles import Tile, largest_chunk
 from ddi_kernels.triton import gated_conv2d, skip_conv2d
@@ -137,8 +138,8 @@ def _leaves_skipped(r: Residual, y: Tensor) -> bool:
 
 def _image(x: Tensor, channels: int, stride: int) -> Tensor:
     """Unwritten output of a convolution of x, channels_last."""
-    n, _, h, w = x.shape
-    shape = (n, channels, (h - 1) // stride + 1, (w - 1) // stride + 1)
+    # A filter of 3x3 with padding 1 leaves the size that one of 1x1 does.
+    shape = (len(x), channels, *output_size(x.shape[2:], (1, 1), (stride, stride)))
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn as nn
+
+from ddi_kernels.geometry import output_size
 
 __all__ = ["conv_output_size"]
 
 
 def conv_output_size(conv: nn.Conv2d, size: Sequence[int]) -> tuple[int, int]:
     """(height, width) of a convolution's output for an input of (height, width)."""
-    pads = conv.padding if isinstance(conv.padding, tuple) else (0, 0)
-    out = [
-        (n + 2 * int(p) - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(size, pads, conv.dilation, conv.kernel_size, conv.stride, strict=True)
-    ]
-    return out[0], out[1]
+    pads: Any = conv.padding if isinstance(conv.padding, tuple) else (0, 0)
+    return output_size(size, conv.kernel_size, conv.stride, pads, conv.dilation)

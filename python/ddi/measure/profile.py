@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddi_kernels import backend, gated_conv2d, prepack_conv2d
+from ddi_kernels.geometry import output_size
 from ddi_kernels.prices.device import current_isa, device_name
 from ddi_kernels.prices.latency import ConvShape, Estimate, Grid, LatencyTable, Row
 from ddi_kernels.prices.tables import always_dense, read_table, set_table, table_path
@@ -59,8 +61,9 @@ class Case:
 
     def shape(self, threads: int) -> ConvShape:
         """What the table files it under."""
-        side = (self.side - 1) // self.stride + 1
-        return ConvShape(self.kernel, self.stride, self.ci, self.co, side * side, self.batch, threads)
+        kernel, stride, pad = [self.kernel] * 2, [self.stride] * 2, [self.kernel // 2] * 2
+        pixels = math.prod(output_size((self.side, self.side), kernel, stride, pad))
+        return ConvShape(self.kernel, self.stride, self.ci, self.co, pixels, self.batch, threads)
 
 
 # (Ci, Co, side, kernel, stride): stages and transitions of the CIFAR ResNets ...
