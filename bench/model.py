@@ -194,7 +194,7 @@ def row(
     }
 
 
-def measure(
+def measure_network(
     case: Case, target: float, compiled: bool, confidence: float | None = None
 ) -> list[dict[str, Any]]:
     """A row for the dense network, and one for each way of gating; confidence: of a trained network."""
@@ -262,7 +262,7 @@ def run_engine(args: argparse.Namespace, chosen: list[Network]) -> list[dict[str
         for network in tqdm(chosen, disable=None, desc="networks"):
             for batch in args.batch:
                 case = make_case(network, batch, args.threads, args.dtype)
-                for one in measure(case, args.mac_ratio, not args.no_compile, args.confidence):
+                for one in measure_network(case, args.mac_ratio, not args.no_compile, args.confidence):
                     print(describe(one), flush=True)
                     rows.append(one)
     return rows

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddi.measure.onnxruntime import open_session
 from ddi.measure.turns import Provider
 
 from .cases import Case
@@ -70,14 +71,7 @@ def _onnx_conv(weight: Tensor, case: Case) -> bytes:
 
 def bind_onnxruntime(model: bytes, inputs: list[Tensor], outputs: list[Tensor], threads: int) -> Provider:
     """Calls of a model from "x" to "y", NCHW; each input and its output are bound once."""
-    import onnxruntime as ort
-
-    options: Any = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Knowing the size of the batch lets it plan its memory, where the model leaves it open.
-    options.add_free_dimension_override_by_name("batch", len(inputs[0]))
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = open_session(model, len(inputs[0]), threads)
     calls = []
     for x, y in zip(inputs, outputs, strict=True):
         binding = session.io_binding()

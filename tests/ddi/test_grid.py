@@ -195,10 +195,10 @@ def unmeasured(finished, tmp_path, monkeypatch):
     return dataclasses.replace(grid, rows=tmp_path / "rows.jsonl")
 
 
-def fake_measure(calls, meanwhile=lambda: None):
-    """Stands for `ddi.timing.measure`: 1 ms and more, by the order of the networks."""
+def fake_time_passes(calls, meanwhile=lambda: None):
+    """Stands for `ddi.measure.timing.time_passes`: 1 ms and more, by the order of the networks."""
 
-    def measure(providers, pool, batch, threads, passes):
+    def time_passes(providers, pool, batch, threads, passes):
         assert len(pool) == 256 and (threads, passes) == (1, 9)
         data = get_dataset("digits32")
         assert (pool == data.normalize(data.test().images[:256])).all()
@@ -209,13 +209,13 @@ def fake_measure(calls, meanwhile=lambda: None):
         middle = {name: place * batch for place, name in enumerate(providers, 1)}
         return {name: Timing.of([0.0, middle[name], 99.0 * batch]) for name in providers}
 
-    return measure
+    return time_passes
 
 
 @pytest.mark.parametrize("only", ["_0.", ""])
 def test_all_rows_of_a_network_are_measured_in_turns_once_one_lacks_times(unmeasured, monkeypatch, only):
     calls = []
-    monkeypatch.setattr(measuring_module, "measure", fake_measure(calls))
+    monkeypatch.setattr(measuring_module, "time_passes", fake_time_passes(calls))
     before = read_rows(unmeasured.rows)
     done = {"ms_b1": 777.0, "ms_b32": 888.0}
     write_rows(unmeasured.rows, [row | done if row["target"] == 0.5 else row for row in before])
@@ -244,7 +244,7 @@ def test_all_rows_of_a_network_are_measured_in_turns_once_one_lacks_times(unmeas
 
 
 def test_halting_is_what_the_network_does_at_a_confidence(unmeasured, monkeypatch):
-    monkeypatch.setattr(measuring_module, "measure", fake_measure([]))
+    monkeypatch.setattr(measuring_module, "time_passes", fake_time_passes([]))
     row = next(row for row in measure_grid(unmeasured) if row["gating"] == "both")
     model, _ = ddi.load_model(unmeasured.checkpoints / row["checkpoint"])
     data = get_dataset("digits32")
@@ -262,7 +262,7 @@ def test_a_measurement_that_breaks_off_changes_no_row(unmeasured, monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measuring_module, "measure", fake_measure([], interrupted))
+    monkeypatch.setattr(measuring_module, "time_passes", fake_time_passes([], interrupted))
     with pytest.raises(KeyboardInterrupt):
         measure_grid(unmeasured)
     assert unmeasured.rows.read_bytes() == before
@@ -272,7 +272,9 @@ def test_trainings_that_end_during_a_measurement_keep_their_rows(unmeasured, mon
     rows = read_rows(unmeasured.rows)
     late = rows[0] | {"seed": 9}
     monkeypatch.setattr(
-        measuring_module, "measure", fake_measure([], lambda: write_rows(unmeasured.rows, [*rows, late]))
+        measuring_module,
+        "time_passes",
+        fake_time_passes([], lambda: write_rows(unmeasured.rows, [*rows, late])),
     )
     found = measure_grid(unmeasured)
     assert found[-1] == late and all(row["ms_b32"] for row in found[:-1])

@@ -65,7 +65,7 @@ def test_every_call_takes_new_images_and_a_pass_takes_all(clock, batch):
 
         return call
 
-    timing.measure({n: noting(n) for n in "ab"}, numbered_pool(), batch, threads=1, passes=3)
+    timing.time_passes({n: noting(n) for n in "ab"}, numbered_pool(), batch, threads=1, passes=3)
     for (name, images), (next_name, next_images) in zip(log, log[1:], strict=False):
         assert name != next_name or not set(images) & set(next_images)
     per_pass = POOL // batch
@@ -82,7 +82,7 @@ def test_median_and_quantiles_of_passes_per_image(clock):
         "slow": Spy(clock, log, "slow", [10 * s for s in seconds]),
         "fast": Spy(clock, log, "fast", seconds),
     }
-    times = timing.measure(spies, numbered_pool(), batch=1, threads=1, passes=5)
+    times = timing.time_passes(spies, numbered_pool(), batch=1, threads=1, passes=5)
     fast = times["fast"]
     assert fast.passes_ms == pytest.approx((1, 2, 3, 4, 100))
     assert fast.median_ms == pytest.approx(3)  # an outlier moves no median
@@ -92,14 +92,16 @@ def test_median_and_quantiles_of_passes_per_image(clock):
 
 def test_threads_are_set_and_restored_even_after_an_error():
     before, seen = torch.get_num_threads(), []
-    timing.measure({"a": lambda x: seen.append(torch.get_num_threads())}, numbered_pool(), 64, before + 1, 1)
+    timing.time_passes(
+        {"a": lambda x: seen.append(torch.get_num_threads())}, numbered_pool(), 64, before + 1, 1
+    )
     assert set(seen) == {before + 1} and torch.get_num_threads() == before
 
     def broken(x):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        timing.measure({"a": broken}, numbered_pool(), 64, before + 1, 1)
+        timing.time_passes({"a": broken}, numbered_pool(), 64, before + 1, 1)
     assert torch.get_num_threads() == before
 
 
@@ -116,7 +118,7 @@ def test_threads_are_set_and_restored_even_after_an_error():
 )
 def test_bad_arguments_are_named(images, batch, threads, passes, names):
     with pytest.raises(ValueError, match=names):
-        timing.measure({}, torch.zeros(images, 3, 2, 2), batch, threads, passes)
+        timing.time_passes({}, torch.zeros(images, 3, 2, 2), batch, threads, passes)
 
 
 class Small(nn.Module):
@@ -146,14 +148,14 @@ def exported():
 @pytest.mark.parametrize("batch", (1, 32))
 def test_onnxruntime_equals_torch(exported, batch):
     model = Small()
-    run = ort.onnxruntime_provider(exported, model, torch.randn(batch, 3, 8, 8), threads=1)
+    run = ort.onnxruntime_forward(exported, model, torch.randn(batch, 3, 8, 8), threads=1)
     x = torch.randn(batch, 3, 8, 8)
     torch.testing.assert_close(torch.from_numpy(run(x)), model(x), atol=1e-5, rtol=1e-5)
 
 
 def test_onnxruntime_of_another_model_is_refused(exported):
     with pytest.raises(RuntimeError, match="differs from the model's"):
-        ort.onnxruntime_provider(exported, Small(seed=1), torch.randn(1, 3, 8, 8), threads=1)
+        ort.onnxruntime_forward(exported, Small(seed=1), torch.randn(1, 3, 8, 8), threads=1)
 
 
 def test_exporting_prints_nothing(exported, capfd, caplog):
@@ -162,10 +164,10 @@ def test_exporting_prints_nothing(exported, capfd, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_channels_last_provider_leaves_the_model_as_it_is():
+def test_channels_last_forward_leaves_the_model_as_it_is():
     model = Small()
     x = torch.randn(4, 3, 8, 8)
-    y = timing.channels_last_provider(model)(x)
+    y = timing.channels_last_forward(model)(x)
     torch.testing.assert_close(y, model(x), atol=1e-5, rtol=1e-5)
     assert model.conv.weight.is_contiguous()
 

@@ -20,7 +20,7 @@ from ..data import get_dataset
 from ..evaluate.run_plan import RunConfig, run_plan
 from ..freeze import freeze
 from ..measure.quiet import measuring
-from ..measure.timing import measure
+from ..measure.timing import time_passes
 from .grid import Grid, Key, read_rows, row_key, write_rows
 
 __all__ = ["measure_grid"]
@@ -121,7 +121,7 @@ def _times(rows: list[dict[str, Any]], checkpoints: Path) -> dict[Key, dict[str,
     with measuring():
         for batch in _BATCHES:
             ways = {name: call for one in networks.values() for name, call in one.ways[batch].items()}
-            timed = measure(ways, pool, batch, threads=1, passes=_PASSES)
+            timed = time_passes(ways, pool, batch, threads=1, passes=_PASSES)
             ms |= {(batch, name): round(timing.median_ms, 5) for name, timing in timed.items()}
     cpu = collect_env()["system"]["cpu"]
     return {key: {"measured_on": cpu, **one.columns(ms)} for key, one in networks.items()}

@@ -18,7 +18,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-__all__ = ["OnnxRuntimeMissing", "export_onnx", "onnxruntime_provider"]
+__all__ = ["OnnxRuntimeMissing", "export_onnx", "onnxruntime_forward", "open_session"]
 
 # Relative to the largest logit. float32 summed in another order, BatchNorm folded: below a tenth.
 _TOLERANCE = 1e-4
@@ -75,23 +75,15 @@ def export_onnx(model: nn.Module, example: Tensor) -> bytes:
     return program.model_proto.SerializeToString()
 
 
-def onnxruntime_provider(
-    onnx: bytes, model: nn.Module, example: Tensor, threads: int
-) -> Callable[[Tensor], Any]:
-    """A session over an exported model, planned for one batch size and checked against the model.
+def open_session(onnx: bytes, batch: int, threads: int) -> Any:
+    """A session over a model whose batch size is fixed, or open under the name "batch".
+
+    Knowing the size lets onnxruntime plan its memory.
 
     Args:
-        onnx: the model, from `export_onnx`.
-        model: what the session must agree with.
-        example: float32[batch, 3, H, W]; the session takes batches of this size only, since
-            knowing it lets onnxruntime plan its memory.
+        onnx: the file's bytes.
+        batch: images a call.
         threads: inside an operator; operators run one after the other.
-
-    Returns:
-        float32[batch, 3, H, W] -> logits float32[batch, classes], as a numpy array.
-
-    Raises:
-        RuntimeError: the session computes something else than the model.
     """
     import onnxruntime as ort
 
@@ -99,8 +91,28 @@ def onnxruntime_provider(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.add_free_dimension_override_by_name("batch", len(example))
-    session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    options.add_free_dimension_override_by_name("batch", batch)
+    return ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+
+
+def onnxruntime_forward(
+    onnx: bytes, model: nn.Module, example: Tensor, threads: int
+) -> Callable[[Tensor], Any]:
+    """A session over an exported model, planned for one batch size and checked against the model.
+
+    Args:
+        onnx: the model, from `export_onnx`.
+        model: what the session must agree with.
+        example: float32[batch, 3, H, W]; the session takes batches of this size only.
+        threads: see `open_session`.
+
+    Returns:
+        float32[batch, 3, H, W] -> logits float32[batch, classes], as a numpy array.
+
+    Raises:
+        RuntimeError: the session computes something else than the model.
+    """
+    session = open_session(onnx, len(example), threads)
 
     def run(x: Tensor) -> Any:
         return session.run(None, {"x": x.numpy()})[0]

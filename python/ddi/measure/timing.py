@@ -22,15 +22,15 @@ import torch.nn as nn
 from torch import Tensor
 from tqdm import tqdm
 
-from .onnxruntime import OnnxRuntimeMissing, export_onnx, onnxruntime_provider
+from .onnxruntime import OnnxRuntimeMissing, export_onnx, onnxruntime_forward
 
 __all__ = [
     "EAGER",
     "ORT",
     "OURS",
     "Timing",
-    "channels_last_provider",
-    "measure",
+    "channels_last_forward",
+    "time_passes",
     "num_threads",
     "time_models",
 ]
@@ -39,7 +39,7 @@ EAGER = ("dense eager", "dense channels_last")
 ORT = "onnxruntime"
 OURS = "ours"
 
-Provider = Callable[[Tensor], object]
+Forward = Callable[[Tensor], object]
 
 _POOL_MIN = 256
 # Untimed images at each change of provider: threads of the one before may spin for some time yet.
@@ -69,8 +69,8 @@ class Timing:
         return cls(median, low, high, tuple(passes_ms))
 
 
-def measure(
-    providers: Mapping[str, Provider],
+def time_passes(
+    providers: Mapping[str, Forward],
     pool: Tensor,
     batch: int,
     threads: int,
@@ -95,7 +95,7 @@ def measure(
 
     Example:
         >>> pool = torch.randn(256, 3, 32, 32)
-        >>> measure({"dense": model}, pool, batch=1, threads=1, passes=5)["dense"].median_ms
+        >>> time_passes({"dense": model}, pool, batch=1, threads=1, passes=5)["dense"].median_ms
     """
     _check(pool, batch, threads, passes)
     batches = list(pool.contiguous().split(batch))
@@ -119,15 +119,15 @@ def measure(
 def _check(pool: Tensor, batch: int, threads: int, passes: int) -> None:
     for name, value in (("batch", batch), ("threads", threads), ("passes", passes)):
         if value < 1:
-            raise ValueError(f"measure: {name} must be at least 1, got {value}")
+            raise ValueError(f"time_passes: {name} must be at least 1, got {value}")
     if pool.dim() != 4 or len(pool) < max(_POOL_MIN, 2 * batch) or len(pool) % batch:
         raise ValueError(
-            f"measure: pool must hold [P, C, H, W] images, P at least {_POOL_MIN}, at least two "
+            f"time_passes: pool must hold [P, C, H, W] images, P at least {_POOL_MIN}, at least two "
             f"batches and a multiple of batch={batch}, got {tuple(pool.shape)}"
         )
 
 
-def _run(provider: Provider, batches: list[Tensor]) -> None:
+def _run(provider: Forward, batches: list[Tensor]) -> None:
     for x in batches:
         provider(x)
 
@@ -143,7 +143,7 @@ def num_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def channels_last_provider(model: nn.Module) -> Provider:
+def channels_last_forward(model: nn.Module) -> Forward:
     """The model on channels_last images, its weights laid out alike in a copy of it."""
     model = copy.deepcopy(model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -162,9 +162,9 @@ def time_models(
 
     Args:
         dense, gated: in eval mode.
-        pool: float32[P, 3, H, W], see `measure`.
+        pool: float32[P, 3, H, W], see `time_passes`.
         batches, threads: each batch size is measured with each number of threads.
-        passes: see `measure`.
+        passes: see `time_passes`.
 
     Returns:
         JSON-ready rows (provider, batch, threads, median_ms, p20_ms, p80_ms, status), times None
@@ -177,13 +177,13 @@ def time_models(
     except OnnxRuntimeMissing as error:
         missing.append(f"{ORT} was not timed: {error}")
     eager, channels_last = EAGER
-    providers: dict[str, Provider] = {eager: dense, channels_last: channels_last_provider(dense)}
-    ours = channels_last_provider(gated)
+    providers: dict[str, Forward] = {eager: dense, channels_last: channels_last_forward(dense)}
+    ours = channels_last_forward(gated)
     rows: list[dict[str, Any]] = []
     for batch, count in itertools.product(batches, threads):
         if onnx is not None:
-            providers[ORT] = onnxruntime_provider(onnx, dense, pool[:batch], count)
-        timed = measure({**providers, OURS: ours}, pool, batch, count, passes, progress=True)
+            providers[ORT] = onnxruntime_forward(onnx, dense, pool[:batch], count)
+        timed = time_passes({**providers, OURS: ours}, pool, batch, count, passes, progress=True)
         for name in (*EAGER, ORT, OURS):
             rows.append(_row(name, batch, count, timed.get(name)))
     return rows, missing
