@@ -6,7 +6,6 @@ all.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,6 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..cost.shapes import plain_copy
 from ..gating.site import Visit
 from ..nn.exit_head import ExitHead
 
@@ -64,7 +64,7 @@ class Backbone(nn.Module):
         """MACs spent when each block is done, and the shape of its output, for one image of (height, width),
         without computing anything. Of a backbone without gates.
         """
-        plain, seen = copy.deepcopy(self).to("meta").eval(), []
+        plain, seen = plain_copy(self), []
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             x = torch.empty(1, 3, *size, device="meta")
             plain._run(x, lambda y: seen.append((counter.get_total_flops() // 2, y.shape)))

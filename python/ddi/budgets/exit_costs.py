@@ -15,16 +15,16 @@ from time import perf_counter
 from typing import Any
 
 import torch
-import torch.nn as nn
 from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..cost import Macs, Resource
 from ..cost.record import Record, record
+from ..cost.shapes import on_each_layer, plain_copy
 from ..eval_mode import eval_mode
 from ..gating.gate_pass import BlockRecord
 from ..gating.site import Gate, GateSite
-from ..gating.stand_in import is_converted, revert_
+from ..gating.stand_in import is_converted
 
 __all__ = ["ExitCosts", "Step", "exit_costs", "exit_ms", "recorded"]
 
@@ -150,17 +150,11 @@ def _count(model: Backbone, size: tuple[int, int], prices: Resource) -> ExitCost
 
 def _plain_costs(model: Backbone, size: tuple[int, int], prices: Resource) -> tuple[list[float], list[float]]:
     """Of the layers up to the end of each block, and of each classifier, without gates; computes nothing."""
-    plain = copy.deepcopy(model).to("meta").eval()
-    if is_converted(plain):
-        revert_(plain)
+    plain = plain_copy(model)
     steps: list[float] = []
     heads: list[float] = []
     run: list[float] = []  # since the last look
-    for module in plain.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.register_forward_pre_hook(
-                lambda layer, args: run.append(prices.layer(layer, args[0].shape))
-            )
+    on_each_layer(plain, lambda _, layer, size: run.append(prices.layer(layer, size)))
 
     def taken() -> float:
         cost = sum(run)
