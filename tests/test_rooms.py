@@ -1,7 +1,7 @@
 """Inside ddi and ddi_kernels: each room imports only rooms below it, nothing is imported in a circle.
 
 Reads import statements wherever they stand, inside functions and under TYPE_CHECKING too, so nothing has to
-be importable. tests/test_imports.py has the rules between the packages, tests/build/test_floors.py those of csrc.
+be importable. test_imports.py has the rules between the packages, build/test_floors.py those of csrc.
 """
 
 from __future__ import annotations

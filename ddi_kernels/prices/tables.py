@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
-_SHIPPED = Path(__file__).parents[1] / "tables"
+SHIPPED = Path(__file__).parents[1] / "tables"
 
 
 def table_path() -> Path:
@@ -65,7 +65,7 @@ def _candidates() -> Iterator[tuple[Path, bool]]:
         yield Path(named), True
     else:
         yield table_path(), False
-    yield _SHIPPED / f"{current_isa()}.json", False
+    yield SHIPPED / f"{current_isa()}.json", False
 
 
 def find_table() -> LatencyTable:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -99,7 +98,7 @@ def test_named_file_before_the_devices_before_the_default(tmp_path, monkeypatch,
 
 
 def test_shipped_tables_are_whole_and_say_where_they_were_measured():
-    files = sorted(Path(tables.__file__).parent.glob("*.json"))
+    files = sorted(tables.SHIPPED.glob("*.json"))
     assert "avx512" in [file.stem for file in files]
     for file in files:
         table = read_table(file)
@@ -107,7 +106,7 @@ def test_shipped_tables_are_whole_and_say_where_they_were_measured():
 
 
 def test_without_any_table_nothing_is_known(monkeypatch, tmp_path):
-    monkeypatch.setattr(tables, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(tables, "SHIPPED", tmp_path)
     assert find_table().rows == () and find_table().estimate(SHAPE) is None
 
 
@@ -153,7 +152,7 @@ def test_another_devices_table_is_not_taken_unasked(monkeypatch):
 
 
 def test_without_any_table_nothing_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(tables, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(tables, "SHIPPED", tmp_path)
     with pytest.raises(ValueError, match=r"no table of this device, .*\)\. Measure one"):
         pricing_table()
 
