@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ddi_kernels import backends
-from ddi_kernels.prices.device import cpu_model
+from ddi_kernels.prices.device import device_name
 from ddi_kernels.prices.energy_counters import counter_availability
 
 __all__ = ["collect_env", "format_env"]
@@ -45,7 +45,7 @@ def collect_env() -> dict[str, Any]:
         "system": {
             "platform": platform.platform(),
             "python": platform.python_version(),
-            "cpu": cpu_model(),
+            "cpu": device_name(),
             "cpus": os.cpu_count(),
             "compiler": _compiler(),
         },

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ddi_kernels import backends
 
-__all__ = ["cpu_model", "current_isa", "device_name"]
+__all__ = ["current_isa", "device_name"]
 
 
 def current_isa() -> str:
@@ -22,10 +22,6 @@ def current_isa() -> str:
 
 def device_name() -> str:
     """The processor's name, as tables carry it."""
-    return cpu_model()
-
-
-def cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
