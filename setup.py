@@ -1,8 +1,8 @@
 """Builds the operators, ddi_kernels._C and ._C_cuda, and the engine, ._engine, and records how that went.
 
 Environment:
-    DDI_BUILD: "cpu" builds the CPU operators; "auto" (default) the CUDA ones too, if nvcc is there
-        and can; "cuda" both, or fails; "none" nothing. What hardware is present is never asked.
+    DDI_BUILD: "cpu" builds the CPU operators; "auto" (default) the CUDA ones too, if torch has CUDA and
+        nvcc is there and can; "cuda" both, or fails; "none" nothing. What hardware is present is never asked.
     DDI_REQUIRE_C: "1" makes a failed build an error. Otherwise the install goes on without
         compiled operators, the reference is used, and ddi_kernels/_build_info.json says why.
     MAX_JOBS: how many compilers run at a time.
@@ -133,6 +133,8 @@ class BuildExt(cpp_extension.BuildExtension if cpp_extension else PlainBuildExt)
         """Builds the CUDA operators where asked to; returns why there are none, or an empty string."""
         if cpu_reason or MODE == "cpu":
             reason = "the CPU operators were not built" if cpu_reason else "DDI_BUILD=cpu"
+        elif MODE == "auto" and not nvcc_build.torch_has_cuda():
+            reason = "this torch has no CUDA; DDI_BUILD=cuda builds them all the same"
         else:
             reason, output = nvcc_build.build(package)
             if reason:

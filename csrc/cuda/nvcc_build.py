@@ -1,6 +1,6 @@
 """Builds ddi_kernels._C_cuda with nvcc, from every .cu file beside this one.
 
-Used by setup.py and by the tests, which build the library alone. Asks for the toolkit and torch's
+Used by setup.py and by the tests, which build the library alone. `build` asks for the toolkit and torch's
 headers, never for a GPU or for a torch with CUDA.
 """
 
@@ -12,6 +12,7 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
+import torch
 from torch.utils import cpp_extension
 
 HERE = Path(__file__).resolve().parent
@@ -21,6 +22,11 @@ FLAGS += ["--threads", "0"]  # files and GPUs side by side
 # The stable ABI of torch 2.10 and Python's limited API are what is linked to.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 FLAGS += [*STABLE_ABI, "-DPy_LIMITED_API=0x030b0000"]
+
+
+def torch_has_cuda() -> bool:
+    """Whether the torch here could ever run a CUDA operator; if not, minutes of nvcc are for nothing."""
+    return torch.version.cuda is not None
 
 
 def find_nvcc() -> str | None:

@@ -22,6 +22,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module.nvcc_build, "find_nvcc", lambda: None)
+    monkeypatch.setattr(module.nvcc_build, "torch_has_cuda", lambda: True)
     return module
 
 
@@ -38,6 +39,15 @@ def test_auto_goes_on_without_nvcc(script, monkeypatch, tmp_path):
     info = json.loads((tmp_path / "_build_info.json").read_text())
     assert info["built"] is True and info["cuda"] == {"built": False, "reason": reason}
     assert cpu.exists() and not stale.exists()
+
+
+def test_auto_asks_for_a_torch_with_cuda(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(script.nvcc_build, "torch_has_cuda", lambda: False)
+    monkeypatch.setattr(script.nvcc_build, "build", lambda folder: ("", "built"))
+    monkeypatch.setattr(script, "MODE", "auto")
+    assert "this torch has no CUDA; DDI_BUILD=cuda" in script.BuildExt.compile_cuda(None, "", tmp_path)
+    monkeypatch.setattr(script, "MODE", "cuda")
+    assert script.BuildExt.compile_cuda(None, "", tmp_path) == ""
 
 
 def test_cuda_is_an_error_without_nvcc(script, monkeypatch, tmp_path):
