@@ -25,7 +25,7 @@ MODE = os.environ.get("DDI_BUILD", "auto")
 REQUIRED = os.environ.get("DDI_REQUIRE_C") == "1"
 MODES = ("none", "cpu", "cuda", "auto")
 
-# Baseline flags: newer instructions are used only inside marked regions (csrc/cpu/isa_region.h) and
+# Baseline flags: newer instructions are used only inside marked regions (csrc/cpu/base/isa_region.h) and
 # picked at run time.
 FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off"]
 FLAGS += [f"-ffile-prefix-map={ROOT}/="]
@@ -47,7 +47,8 @@ except ImportError as error:
 
 
 CPU_SOURCES = sorted(glob.glob("csrc/cpu/**/*.cpp", recursive=True))
-ENGINE_SOURCES = [*glob.glob("csrc/engine/*.cpp"), *glob.glob("csrc/engine/ops/*.cpp")]  # not cli/, a program
+# Without cli/, which is a program.
+ENGINE_SOURCES = [s for s in glob.glob("csrc/engine/**/*.cpp", recursive=True) if "/cli/" not in s]
 
 
 def extensions() -> list[Extension]:

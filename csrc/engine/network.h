@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "ops/op.h"
-#include "plan_file.h"
+#include "plan/plan_file.h"
 
 namespace ddi::engine {
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "conv/gated_conv2d.h"
-#include "plan_file.h"
+#include "plan/plan_file.h"
 #include "work.h"
 
 namespace ddi::engine {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "base/parallel.h"
-#include "plan_file.h"
+#include "plan/plan_file.h"
 #include "work.h"
 
 namespace ddi::engine {
