@@ -15,7 +15,7 @@ namespace ddi::engine {
 namespace {
 
 constexpr int64_t kMaxMemory = int64_t{1} << 36;  // of a machine that does not say what it has
-constexpr int64_t kMaxThreads = 1024;
+constexpr int64_t kMaxBatch = 1 << 16, kMaxThreads = 1024;
 
 // What is promised beyond it is never there, but the system kills whoever uses it.
 int64_t machine_memory() {
@@ -67,8 +67,8 @@ void Session::Parallel::operator()(int64_t tasks, Task body) const {
 
 Session::Session(std::shared_ptr<const Network> network, int64_t max_batch, int64_t threads)
     : network_(std::move(network)), max_batch_(max_batch), threads_(threads) {
-  if (max_batch < 1 || max_batch > kMaxSize) {
-    refuse("max_batch is " + number(max_batch) + "; expected 1 to " + number(kMaxSize));
+  if (max_batch < 1 || max_batch > kMaxBatch) {
+    refuse("max_batch is " + number(max_batch) + "; expected 1 to " + number(kMaxBatch));
   }
   if (threads < 1 || threads > kMaxThreads) {
     refuse("threads is " + number(threads) + "; expected 1 to " + number(kMaxThreads));

@@ -1,7 +1,6 @@
 // The border between torch and the driver of residual blocks.
 #include "block_parts.h"
 
-#include <limits>
 #include <string>
 #include <vector>
 
@@ -23,8 +22,8 @@ void check_conv(const char* op, const Tensor& x, BlockConv& conv, int64_t ci, in
   check_dim(op, weight.c_str(), conv.weight, 4, "[Co, Ci, kh, kw]");
   const int64_t co = conv.weight.size(0), pad = kernel / 2;
   check_shape(op, weight.c_str(), conv.weight, {co, ci, kernel, kernel});
-  STD_TORCH_CHECK(co >= 1 && co < std::numeric_limits<int32_t>::max(), op, ": ", weight,
-                  " has shape ", shape_of(conv.weight), "; expected at least one output channel");
+  STD_TORCH_CHECK(co >= 1 && co <= kMaxDimension, op, ": ", weight, " has shape ",
+                  shape_of(conv.weight), "; expected at least one output channel");
   STD_TORCH_CHECK(conv.group_size >= 1, op, ": group_size", conv.gate_number, " is ",
                   conv.group_size, "; expected at least 1");
   STD_TORCH_CHECK(stride >= 1, op, ": stride is ", stride, "; expected at least 1");

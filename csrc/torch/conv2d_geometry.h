@@ -11,13 +11,13 @@
 
 namespace ddi {
 
-constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max() - 1;  // of a dimension
+constexpr int64_t kMaxDimension = std::numeric_limits<int32_t>::max() - 1;
 
 // The sizes of a 4-dimensional image.
 inline void check_image_sizes(const char* op, const char* name, const Tensor& x) {
   const Sizes sizes = x.sizes();
   for (size_t d = 0; d < 4; ++d) {
-    STD_TORCH_CHECK(sizes[d] >= (d == 0 ? 0 : 1) && sizes[d] <= kMaxSize, op, ": ", name,
+    STD_TORCH_CHECK(sizes[d] >= (d == 0 ? 0 : 1) && sizes[d] <= kMaxDimension, op, ": ", name,
                     " has shape ", shape_of(x),
                     "; every dimension but the batch must be at least 1, all less than 2^31");
   }
@@ -30,7 +30,7 @@ struct Conv2dGeometry {
 };
 
 inline void check_pair(const char* op, const char* name, int64_t h, int64_t w, int64_t least) {
-  STD_TORCH_CHECK(std::min(h, w) >= least && std::max(h, w) <= kMaxSize + 1, op, ": ", name,
+  STD_TORCH_CHECK(std::min(h, w) >= least && std::max(h, w) <= kMaxDimension + 1, op, ": ", name,
                   " is [", h, ", ", w, "]; expected entries of at least ", least,
                   " and less than 2^31");
 }
@@ -56,8 +56,9 @@ inline Conv2dShape check_conv2d(const char* op, const Tensor& x, const Tensor& w
   check_dim(op, "x", x, 4, "[N, Ci, H, W]");
   check_dim(op, "weight", weight, 4, "[Co, Ci / groups, kh, kw]");
   for (int64_t d = 0; d < 4; ++d) {
-    STD_TORCH_CHECK(weight.size(d) >= 1 && weight.size(d) <= kMaxSize, op, ": weight has shape ",
-                    shape_of(weight), "; every dimension must be at least 1 and less than 2^31");
+    STD_TORCH_CHECK(weight.size(d) >= 1 && weight.size(d) <= kMaxDimension, op,
+                    ": weight has shape ", shape_of(weight),
+                    "; every dimension must be at least 1 and less than 2^31");
   }
   check_image_sizes(op, "x", x);
   STD_TORCH_CHECK(g.groups <= weight.size(0), op, ": groups is ", g.groups,
@@ -69,9 +70,7 @@ inline Conv2dShape check_conv2d(const char* op, const Tensor& x, const Tensor& w
   const Conv2dShape s = {x.size(0),      x.size(1),      x.size(2),    x.size(3),  weight.size(0),
                          weight.size(2), weight.size(3), g.stride_h,   g.stride_w, g.pad_h,
                          g.pad_w,        g.dilation_h,   g.dilation_w, g.groups};
-  STD_TORCH_CHECK(s.h + 2 * s.pad_h > s.dilation_h * (s.kh - 1) &&
-                      s.w + 2 * s.pad_w > s.dilation_w * (s.kw - 1),
-                  op, ": the kernel, ", shape_of({s.kh, s.kw}), " with dilation ",
+  STD_TORCH_CHECK(s.has_outputs(), op, ": the kernel, ", shape_of({s.kh, s.kw}), " with dilation ",
                   shape_of({s.dilation_h, s.dilation_w}), ", is larger than the padded input, ",
                   shape_of({s.h + 2 * s.pad_h, s.w + 2 * s.pad_w}));
   // In floating point, where sizes near the limits of int64_t cannot wrap around.

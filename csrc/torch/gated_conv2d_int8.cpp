@@ -11,7 +11,6 @@ namespace ddi {
 namespace {
 
 constexpr const char* kOp = "gated_conv2d_int8";
-constexpr int64_t kMostProducts = (int64_t(1) << 17) - 1;  // of bytes, whose sum fits in int32
 
 struct Inputs {
   const Tensor &x, &weight;
@@ -32,8 +31,8 @@ void check_tensors(Inputs& in, Conv2dShape& s, MemoryFormat format) {
   check_dtype(kOp, "x", in.x, ScalarType::Char);
   check_cpu(kOp, "weight", in.weight);
   check_dtype(kOp, "weight", in.weight, ScalarType::Char);
-  STD_TORCH_CHECK(s.ci * s.kh * s.kw <= kMostProducts, kOp, ": weight has shape ",
-                  shape_of(in.weight), "; at most ", kMostProducts,
+  STD_TORCH_CHECK(s.ci * s.kh * s.kw <= kMaxInt8Products, kOp, ": weight has shape ",
+                  shape_of(in.weight), "; at most ", kMaxInt8Products,
                   " products may be summed up, more could overflow");
   const auto gates_in = gates_shape(s.n, s.ci, in.geometry.in_group_size);
   const auto gates_out = gates_shape(s.n, s.co, in.geometry.out_group_size);

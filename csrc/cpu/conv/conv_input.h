@@ -35,7 +35,7 @@ class ConvInput {
   void copy(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
     if (p.phases > 1) return copy_phases(p, y0, y1, room);
     if (a_.from_interior) return copy_interior(p, y0, y1, room);
-    const int64_t rows = (y1 - y0 - 1) * s_.stride_h + (s_.kh - 1) * s_.dilation_h + 1;
+    const int64_t rows = (y1 - y0 - 1) * s_.stride_h + s_.window_h();
     const int64_t top = y0 * s_.stride_h - s_.pad_h;
     for (int64_t r = 0; r < rows; ++r) {
       Cell* dst = room.in + r * p.row_stride;
@@ -53,7 +53,7 @@ class ConvInput {
  private:
   // The same of an interior, for strips.
   void copy_interior(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
-    const int64_t rows = (y1 - y0 - 1) * s_.stride_h + (s_.kh - 1) * s_.dilation_h + 1;
+    const int64_t rows = (y1 - y0 - 1) * s_.stride_h + s_.window_h();
     const int64_t row = (s_.w + 2 * s_.pad_w) * p.from_stride, from_rows = s_.h + 2 * s_.pad_h;
     const int64_t step = p.strip_rows * s_.stride_h;
     for (int64_t r = 0; r < rows; ++r) {

@@ -292,9 +292,8 @@ class ConvPlanner {
     int64_t in_rows = p.direct_in ? std::min(s_.stride_h, s_.kh) : s_.stride_h;
     if (p.phases > 1) in_rows = 1;
     const int64_t out_row = p.direct_out ? 0 : s_.out_w() * p.n_panels * kLanes;
-    const int64_t halo = p.winograd > 0
-                             ? winograd_side(p.winograd) - p.winograd
-                             : std::max<int64_t>((s_.kh - 1) * s_.dilation_h + 1 - s_.stride_h, 0);
+    const int64_t halo = p.winograd > 0 ? winograd_side(p.winograd) - p.winograd
+                                        : std::max<int64_t>(s_.window_h() - s_.stride_h, 0);
     const int64_t per_row = std::max<int64_t>(in_rows * in_row + out_row, 1);
     const int64_t budget = kBlockBytes / static_cast<int64_t>(sizeof(Cell)) - halo * in_row;
     const int64_t fit = std::max<int64_t>(std::min(budget / per_row, p.strip_rows), 1);

@@ -24,7 +24,7 @@ struct BlockRoom {
     // The smallest block is one row of outputs of every strip, or one of Winograd's tiles: at most
     // 4 rows of outputs, and 6 of inputs, which are two each where an image is cut into phases.
     const int64_t lines = std::max(strips, int64_t{2});
-    const int64_t rows = std::max((s.kh - 1) * s.dilation_h + 1, int64_t{s.winograd ? 6 : 0});
+    const int64_t rows = std::max(s.window_h(), int64_t{s.winograd ? 6 : 0});
     const int64_t out_rows = s.winograd ? 4 : 1;
     const int64_t out_row = s.out_w() * round_up(s.group_co(), kLanes) * strips;
     single_stride = round_up(row + 2 * kLanes, kLanes);

@@ -9,6 +9,9 @@
 
 namespace ddi {
 
+// Of an output: the sum of more could leave int32.
+constexpr int64_t kMaxInt8Products = (int64_t{1} << 17) - 1;
+
 template <class T>
 struct GatedConv2d {
   using Acc = typename Types<T>::Acc;

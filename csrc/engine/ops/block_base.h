@@ -16,7 +16,7 @@ template <class T>
 struct BranchConv {
   BranchConv(Words& words, int64_t ci, int64_t h, int64_t w, bool last)
       : mask(last ? kNone : words.optional_value(Kind::kBits, -1, "mask")),
-        group_size(last ? 1 : words.integer(1, kMaxSize, "group size")),
+        group_size(last ? 1 : words.integer(1, kMaxPlanSize, "group size")),
         conv(words, ci, h, w) {
     if (conv.shape.groups != 1) words.fail("a block has grouped convolutions");
     if (mask == kNone) return;

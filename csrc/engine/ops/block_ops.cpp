@@ -56,7 +56,7 @@ class DenseLayerOp : public Op {
         out_(words.value(Kind::kImage, -1, "output")),
         in_mask_(words.optional_value(Kind::kBits, channels(words, in_), "input mask")),
         out_open_(words.optional_value(Kind::kBits, -1, "open groups")),
-        group_size_(words.integer(1, kMaxSize, "group size")),
+        group_size_(words.integer(1, kMaxPlanSize, "group size")),
         out_mask_(words.optional_value(Kind::kBits, channels(words, out_), "output mask")),
         out_pooled_(words.optional_value(Kind::kVector, channels(words, out_), "pooled output")),
         scale_(words.floats(channels(words, in_), "scale")),

@@ -13,7 +13,6 @@ constexpr int64_t kMaxKernel = 64;
 // Multiply-adds of a convolution; with it the sums of any plan's steps, and of the bytes that they
 // read and write, fit into 64 bits.
 constexpr double kMaxMacs = int64_t{1} << 44;
-constexpr int64_t kMostProducts = (int64_t{1} << 17) - 1;  // of bytes, whose sum fits in int32
 
 Conv2dShape read_shape(Words& words, int64_t ci, int64_t h, int64_t w) {
   Conv2dShape s = {};
@@ -21,7 +20,7 @@ Conv2dShape read_shape(Words& words, int64_t ci, int64_t h, int64_t w) {
   s.ci = ci;
   s.h = h;
   s.w = w;
-  s.co = words.integer(1, kMaxSize, "output channels");
+  s.co = words.integer(1, kMaxPlanSize, "output channels");
   s.kh = words.integer(1, kMaxKernel, "kernel height");
   s.kw = words.integer(1, kMaxKernel, "kernel width");
   s.stride_h = words.integer(1, kMaxKernel, "stride");
@@ -32,10 +31,7 @@ Conv2dShape read_shape(Words& words, int64_t ci, int64_t h, int64_t w) {
   s.dilation_w = words.integer(1, kMaxKernel, "dilation");
   s.groups = words.integer(1, ci, "groups");
   if (s.ci % s.groups != 0 || s.co % s.groups != 0) words.fail("groups do not divide channels");
-  if (s.h + 2 * s.pad_h < s.dilation_h * (s.kh - 1) + 1 ||
-      s.w + 2 * s.pad_w < s.dilation_w * (s.kw - 1) + 1) {
-    words.fail("the kernel is larger than its image");
-  }
+  if (!s.has_outputs()) words.fail("the kernel is larger than its image");
   const double taps = static_cast<double>(s.kh * s.kw) * s.co * s.group_ci();
   if (taps * s.out_h() * s.out_w() > kMaxMacs) words.fail("has too many multiply-adds");
   return s;
@@ -98,7 +94,7 @@ ConvWeights<T>::ConvWeights(Words& words, int64_t ci, int64_t h, int64_t w)
   bias = words.optional_floats(shape.co, "bias");
   if constexpr (Types<T>::kInteger) {
     if (shape.groups != 1) words.fail("int8 has no grouped convolution");
-    if (shape.ci * taps > kMostProducts) words.fail("sums of int8 products could overflow");
+    if (shape.ci * taps > kMaxInt8Products) words.fail("sums of int8 products could overflow");
     factor = read_scales(words, shape.co, "factor of the sums");
     x_scale = read_scales(words, 1, "scale of the input")[0];
   }

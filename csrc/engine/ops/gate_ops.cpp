@@ -28,7 +28,7 @@ class GateOp : public Op {
  public:
   explicit GateOp(Words& words)
       : in_(words.value(Kind::kVector, -1, "input")),
-        hidden_(words.integer(0, kMaxSize, "hidden")),
+        hidden_(words.integer(0, kMaxPlanSize, "hidden")),
         state_(words.optional_value(Kind::kState, hidden_ == 0 ? -1 : 2 * hidden_, "state")),
         keep_(words.optional_value(Kind::kBits, 1, "keep")),
         threshold_(words.floats(1, "threshold")) {
@@ -47,7 +47,7 @@ class GateOp : public Op {
       groups_ += words.graph().values[masks_.back()].channels;
     }
     if (masks > 0) {
-      reduced_ = words.integer(1, kMaxSize, "reduced");
+      reduced_ = words.integer(1, kMaxPlanSize, "reduced");
       reduce_ = Linear(words, channels + hidden_, reduced_, "channel gate");
       expand_ = Linear(words, reduced_, groups_, "channel gate");
     }

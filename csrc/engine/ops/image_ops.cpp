@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "conv/conv2d_shape.h"
 #include "ops.h"
 #include "pixels/activate_pixels.h"
 #include "pixels/copy_pixels.h"
@@ -55,7 +56,7 @@ class MeanOp : public Op {
 
 // Outputs along one side, by rounding down or up, each of whose windows has a pixel of the image.
 bool pools_to(int64_t out, int64_t size, int64_t kernel, int64_t stride, int64_t pad) {
-  const int64_t down = (size + 2 * pad - kernel) / stride + 1;
+  const int64_t down = conv_output_size(size, kernel, stride, pad, 1);
   return size + 2 * pad >= kernel && (out == down || out == down + 1) &&
          (out - 1) * stride < size + pad;
 }
@@ -68,8 +69,8 @@ class Pool2dOp : public Op {
         out_(words.value(Kind::kImage, words.graph().values[in_].channels, "output")),
         average_(words.flag("average")),
         count_pad_(words.flag("count_include_pad")) {
-    for (int64_t& size : kernel_) size = words.integer(1, kMaxSize, "kernel");
-    for (int64_t& size : stride_) size = words.integer(1, kMaxSize, "stride");
+    for (int64_t& size : kernel_) size = words.integer(1, kMaxPlanSize, "kernel");
+    for (int64_t& size : stride_) size = words.integer(1, kMaxPlanSize, "stride");
     for (int i = 0; i < 2; ++i) pad_[i] = words.integer(0, kernel_[i] / 2, "padding");
     const Buffer &x = words.graph().buffer_of(in_), &y = words.graph().buffer_of(out_);
     if (!pools_to(y.h, x.h, kernel_[0], stride_[0], pad_[0]) ||

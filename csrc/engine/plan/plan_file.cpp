@@ -209,9 +209,9 @@ void read_graph(const PlanFile& file, Words& words, Graph& graph) {
   for (int64_t i = 0; i < buffers; ++i) {
     Buffer b;
     b.kind = static_cast<Kind>(words.integer(0, static_cast<int64_t>(Kind::kState), "kind"));
-    b.channels = words.integer(1, kMaxSize, "channels");
-    b.h = words.integer(1, b.kind == Kind::kImage ? kMaxSize : 1, "height");
-    b.w = words.integer(1, b.kind == Kind::kImage ? kMaxSize : 1, "width");
+    b.channels = words.integer(1, kMaxPlanSize, "channels");
+    b.h = words.integer(1, b.kind == Kind::kImage ? kMaxPlanSize : 1, "height");
+    b.w = words.integer(1, b.kind == Kind::kImage ? kMaxPlanSize : 1, "width");
     if (b.numel() > INT32_MAX) words.fail("buffer " + number(i) + " is too large");
     graph.buffers.push_back(b);
   }

@@ -20,8 +20,8 @@ class PlanError : public std::runtime_error {
 };
 
 constexpr int64_t kPlanVersion = 1;
-constexpr int64_t kMaxSize = 1 << 16;   // channels, height, width
-constexpr int64_t kMaxCount = 1 << 13;  // buffers, values, tensors, steps
+constexpr int64_t kMaxPlanSize = 1 << 16;  // channels, height, width
+constexpr int64_t kMaxCount = 1 << 13;     // buffers, values, tensors, steps
 
 // Of int8 are single steps; between them images are float32.
 enum class PlanType : int64_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
