@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ops/op_kinds.h"
+
 namespace ddi::engine {
 
 Network::Network(const uint8_t* plan, size_t bytes) {

@@ -42,8 +42,8 @@ void fill_planes(const GatedConv2d<T>& args, const ConvPlan<T>& p, const Result<
 
 // Pixel-contiguous int8 channels.
 template <class T>
-void quantize_planes(const GatedConv2d<T>& args, const ConvPlan<T>& p, const Result<T>& r,
-                     float* room) {
+void write_int8_planes(const GatedConv2d<T>& args, const ConvPlan<T>& p, const Result<T>& r,
+                       float* room) {
   const float* column = r.data;
   int64_t at = r.at;
   for (int64_t c = 0; c < p.out.channels; ++c) {
@@ -62,8 +62,8 @@ void quantize_planes(const GatedConv2d<T>& args, const ConvPlan<T>& p, const Res
 
 // Channel-contiguous int8 pixels.
 template <class T>
-void quantize_pixels(const GatedConv2d<T>& args, const ConvPlan<T>& p, const Result<T>& r,
-                     float* room) {
+void write_int8_pixels(const GatedConv2d<T>& args, const ConvPlan<T>& p, const Result<T>& r,
+                       float* room) {
   const int64_t co = args.shape.co;
   micro<T>().expand_pixels(r.data, r.stride, r.pixels, p.out, residual_at(args, r.at), args.relu,
                            co, room);
@@ -86,7 +86,7 @@ void write_result(const GatedConv2d<T>& args, const ConvPlan<T>& p, const Result
       for (int64_t i = 0; i < r.pixels; i += most) {
         const Result<T> some = {r.data + i * r.stride, r.stride, std::min(most, r.pixels - i),
                                 r.at + i * (args.channels_last ? co : 1)};
-        (args.channels_last ? quantize_pixels<T> : quantize_planes<T>)(args, p, some, room);
+        (args.channels_last ? write_int8_pixels<T> : write_int8_planes<T>)(args, p, some, room);
       }
       return;
     }

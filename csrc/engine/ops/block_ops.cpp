@@ -6,7 +6,7 @@
 #include "block/gated_block.h"
 #include "block/gated_dense_layer.h"
 #include "block_base.h"
-#include "ops.h"
+#include "op_kinds.h"
 
 namespace ddi::engine {
 namespace {

@@ -2,7 +2,7 @@
 #include <type_traits>
 
 #include "conv_weights.h"
-#include "ops.h"
+#include "op_kinds.h"
 #include "pixels/activate_pixels.h"
 #include "values.h"
 

@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "gate/gate_plan.h"
-#include "ops.h"
+#include "op_kinds.h"
 #include "values.h"
 
 namespace ddi::engine {

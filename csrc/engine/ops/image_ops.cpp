@@ -3,7 +3,7 @@
 #include <cstdlib>
 
 #include "conv/conv2d_shape.h"
-#include "ops.h"
+#include "op_kinds.h"
 #include "pixels/activate_pixels.h"
 #include "pixels/copy_pixels.h"
 #include "pixels/mean_pixels.h"

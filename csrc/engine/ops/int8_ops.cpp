@@ -8,7 +8,7 @@
 #include "block/block_result.h"
 #include "block_base.h"
 #include "conv/conv_chain.h"
-#include "ops.h"
+#include "op_kinds.h"
 #include "pixels/quantize_pixels.h"
 #include "values.h"
 

@@ -3,7 +3,6 @@
 // serves many threads.
 #pragma once
 
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -43,10 +42,10 @@ class Op {
 
   virtual void run(const Frame& frame) const = 0;
   // Scratch memory for up to n samples and as many threads; negative: out of reach.
-  virtual int64_t workspace_bytes(int64_t n, int64_t threads) const;
+  virtual int64_t workspace_bytes(int64_t /*n*/, int64_t /*threads*/) const { return 0; }
   // On one sample with everything open, and with what the frame's bits leave open.
   virtual Work dense_work() const { return {}; }
-  virtual Work work(const Frame& frame, int64_t sample) const;
+  virtual Work work(const Frame&, int64_t /*sample*/) const { return dense_work(); }
   // Bytes of the decision that a gate takes for a sample; 0 for other steps.
   virtual int64_t decision_bytes() const { return 0; }
   // Copies decisions [n][...] with `stride` bytes between samples out of the frame, or into it.
@@ -60,8 +59,5 @@ class Op {
   std::vector<int64_t> reads, writes;  // values
   bool strided_image = false;          // reads[0] is Frame::image
 };
-
-// Reads the step that `words` holds, all of it.
-std::unique_ptr<Op> read_op(OpCode code, Words& words);
 
 }  // namespace ddi::engine

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/arena.h"
+#include "micro/micro_elementwise.h"
 #include "op.h"
 
 namespace ddi::engine {
@@ -21,6 +22,10 @@ void set_input(const Frame& frame, int64_t value, const T** x, int64_t* stride) 
   stride[1] = 1;
   stride[2] = b.w * b.channels;
   stride[3] = b.channels;
+}
+
+inline Activation activation_of(Words& words) {
+  return static_cast<Activation>(words.integer(0, kActivations - 1, "activation"));
 }
 
 inline void check_size(Words& words, int64_t value, int64_t h, int64_t w) {

@@ -1,7 +1,6 @@
-#include "op.h"
+#include "op_kinds.h"
 
 #include "base/dtypes.h"
-#include "ops.h"
 
 namespace ddi::engine {
 namespace {
@@ -39,9 +38,6 @@ std::unique_ptr<Op> read_typed(OpCode code, Words& words) {
 }
 
 }  // namespace
-
-int64_t Op::workspace_bytes(int64_t, int64_t) const { return 0; }
-Work Op::work(const Frame&, int64_t) const { return dense_work(); }
 
 std::unique_ptr<Op> read_op(OpCode code, Words& words) {
   std::unique_ptr<Op> op = words.graph().type == PlanType::kBFloat16

@@ -1,12 +1,14 @@
-// The steps that there are, each read from its words; read_op in op.cpp knows their codes.
+// The kinds of steps that there are, each read from its words.
 #pragma once
 
 #include <memory>
 
-#include "micro/micro_elementwise.h"
 #include "op.h"
 
 namespace ddi::engine {
+
+// Reads the step that `words` holds, all of it: whichever of those below the code says.
+std::unique_ptr<Op> read_op(OpCode code, Words& words);
 
 // conv_ops.cpp
 template <class T>
@@ -36,9 +38,5 @@ template <class T>
 std::unique_ptr<Op> read_activation(Words& words);
 template <class T>
 std::unique_ptr<Op> read_copy(Words& words);
-
-inline Activation activation_of(Words& words) {
-  return static_cast<Activation>(words.integer(0, kActivations - 1, "activation"));
-}
 
 }  // namespace ddi::engine
