@@ -7,6 +7,7 @@
 #include "allocations.h"
 #include "gate/gate_plan.h"
 #include "block/gated_block.h"
+#include "block/gated_block_int8.h"
 #include "block/gated_dense_layer.h"
 #include "base/isa.h"
 #include "conv/prepack_conv2d.h"
@@ -107,6 +108,32 @@ void check_block(bool has_shortcut) {
         [&](void* workspace) { ddi::gated_block(block, 1, serial, workspace); });
 }
 
+void check_block_int8(bool has_shortcut) {
+  const auto x = image<float>(32);
+  auto y = image<float>(32);
+  Conv<int8_t> first(32, 16, 1), middle(16, 16, 3), last(16, 32, 1), shortcut(32, 32, 1);
+  const std::vector<float> factor(32);
+  std::vector<float> pooled(kSamples * 32);
+  const std::vector<uint8_t> keep = mask(1);
+  for (auto* conv : {&first, &middle, &last, &shortcut}) conv->args.factor = factor.data();
+  first.args.in_open = shortcut.args.in_open = nullptr;
+  last.args.out_open = shortcut.args.out_open = nullptr;
+  middle.args.in_open = first.args.out_open;
+  last.args.in_open = middle.args.out_open;
+  const ddi::GatedBlockInt8 block = {{first.args, middle.args, last.args},
+                                     {1, 1, 1},
+                                     3,
+                                     shortcut.args,
+                                     has_shortcut,
+                                     x.data(),
+                                     has_shortcut ? nullptr : keep.data(),
+                                     y.data(),
+                                     pooled.data(),
+                                     nullptr};
+  check("gated_block_int8", ddi::gated_block_int8_workspace_bytes(block, 1),
+        [&](void* workspace) { ddi::gated_block_int8(block, 1, serial, workspace); });
+}
+
 template <class T>
 void check_dense_layer() {
   const auto x = image<T>(32);
@@ -164,6 +191,8 @@ int main(int argc, char** argv) {
   check_type<ddi::half>();
   check_type<ddi::bf16>();
   check_type<int8_t>();
+  check_block_int8(false);
+  check_block_int8(true);
   const long before = allocations;
   const std::vector<char> one(1);  // what must be seen
   const bool works = !kCountsAllocations || allocations > before;
