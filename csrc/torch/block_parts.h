@@ -32,8 +32,8 @@ void check_conv(const char* op, const Tensor& x, BlockConv& conv, int64_t ci, in
 
 // As the drivers take it; `before` is the convolution whose open outputs are its inputs.
 template <class T>
-GatedConv2d<T> conv_of(const BlockConv& c, const BlockConv* before) {
-  GatedConv2d<T> conv = {};
+MaskedConv<T> conv_of(const BlockConv& c, const BlockConv* before) {
+  MaskedConv<T> conv = {};
   conv.shape = c.shape;
   conv.packed = data<typename Types<T>::Cell>(c.packed);
   conv.bias = data<typename Types<T>::Acc>(c.bias);

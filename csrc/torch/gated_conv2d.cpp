@@ -45,17 +45,11 @@ void run(const Inputs& in, const Conv2dShape& s, MemoryFormat format, Tensor& y)
   const Tensor& x = in.x;
   const OptionalTensor bias = widened(in.bias), scale = widened(in.scale);
   const GatedConv2d<T> args = {
-      s,
+      {s, data<typename Types<T>::Cell>(in.packed), data<typename Types<T>::Acc>(bias), nullptr,
+       data<uint8_t>(in.in_mask), in.geometry.in_group_size, data<uint8_t>(in.out_mask),
+       in.geometry.out_group_size, data<typename Types<T>::Acc>(scale)},
       static_cast<const T*>(x.const_data_ptr()),
       {x.stride(0), x.stride(1), x.stride(2), x.stride(3)},
-      data<typename Types<T>::Cell>(in.packed),
-      data<typename Types<T>::Acc>(bias),
-      data<uint8_t>(in.in_mask),
-      in.geometry.in_group_size,
-      data<uint8_t>(in.out_mask),
-      in.geometry.out_group_size,
-      nullptr,
-      data<typename Types<T>::Acc>(scale),
       data<T>(in.residual),
       in.geometry.relu != 0,
       format == MemoryFormat::ChannelsLast,

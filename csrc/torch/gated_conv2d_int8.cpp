@@ -57,17 +57,11 @@ void run(const Inputs& in, const Conv2dShape& s, MemoryFormat format, Tensor& y)
   const float* weight_scale = data<float>(in.weight_scale);
   for (size_t c = 0; c < factor.size(); ++c) factor[c] = weight_scale[c] * in.x_scale;
   GatedConv2d<int8_t> args = {
-      s,
+      {s, data<uint32_t>(in.packed), data<float>(in.bias), factor.data(), data<uint8_t>(in.in_mask),
+       in.geometry.in_group_size, data<uint8_t>(in.out_mask), in.geometry.out_group_size,
+       data<float>(in.scale)},
       static_cast<const int8_t*>(x.const_data_ptr()),
       {x.stride(0), x.stride(1), x.stride(2), x.stride(3)},
-      data<uint32_t>(in.packed),
-      data<float>(in.bias),
-      data<uint8_t>(in.in_mask),
-      in.geometry.in_group_size,
-      data<uint8_t>(in.out_mask),
-      in.geometry.out_group_size,
-      factor.data(),
-      data<float>(in.scale),
       data<float>(in.residual),
       in.geometry.relu != 0,
       format == MemoryFormat::ChannelsLast,

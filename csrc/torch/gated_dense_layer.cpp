@@ -55,7 +55,8 @@ std::optional<Place> place_in(const Tensor& buffer, int64_t first) {
 
 template <class T>
 void run(const Layer& l, const Place& place, Tensor& pooled) {
-  GatedDenseLayer<T> layer = {conv_of<T>(l.conv1, nullptr), conv_of<T>(l.conv2, nullptr), nullptr};
+  GatedDenseLayer<T> layer = {
+      {conv_of<T>(l.conv1, nullptr)}, {conv_of<T>(l.conv2, nullptr)}, nullptr};
   GatedConv2d<T>&in = layer.conv1, &out = layer.conv2;
   in.x = static_cast<const T*>(l.image.const_data_ptr());
   for (int64_t d = 0; d < 4; ++d) in.x_stride[d] = l.image.stride(d);

@@ -9,37 +9,37 @@
 namespace ddi {
 namespace {
 
+// A link of the chain that reads x.
+template <class T>
+void read_input(const GatedBlock<T>& b, GatedConv2d<T>& conv) {
+  conv.x = b.x;
+  std::copy(b.x_stride, b.x_stride + 4, conv.x_stride);
+}
+
 template <class T>
 ConvChain<T> make_chain(const GatedBlock<T>& b) {
   ConvChain<T> chain;
-  const GatedConv2d<T>& last = b.branch[b.depth - 1];
   if (b.has_shortcut) {
-    GatedConv2d<T>& conv = chain.conv[chain.count++] = b.shortcut;
-    conv.x = b.x;
-    std::copy(b.x_stride, b.x_stride + 4, conv.x_stride);
+    GatedConv2d<T>& conv = chain.link[chain.count++].conv = {b.shortcut};
+    read_input(b, conv);
     conv.channels_last = b.channels_last;
     conv.y = b.y;
   }
+  ConvLink<T>* branch = chain.link + chain.count;
+  chain.count += b.depth;
   for (int i = 0; i < b.depth; ++i) {
-    GatedConv2d<T>& conv = chain.conv[chain.count++] = b.branch[i];
-    conv.relu = true;
-    conv.from_interior = i > 0;
-    conv.to_interior = i + 1 < b.depth;
-    if (i == 0) {
-      conv.x = b.x;
-      std::copy(b.x_stride, b.x_stride + 4, conv.x_stride);
-    }
-    if (conv.to_interior) {
-      conv.halo_h = b.branch[i + 1].shape.pad_h;
-      conv.halo_w = b.branch[i + 1].shape.pad_w;
-      continue;
-    }
-    conv.channels_last = b.channels_last;
-    conv.y = b.y;
-    conv.residual = b.has_shortcut ? b.y : b.x;
-    if (b.keep_scale == nullptr) continue;
-    conv.scale = b.keep_scale;
-    conv.out_group_size = last.shape.co;
+    branch[i].conv = {b.branch[i]};
+    branch[i].conv.relu = true;
+    if (i > 0) join(branch[i - 1], branch[i]);
+  }
+  read_input(b, branch[0].conv);
+  GatedConv2d<T>& last = branch[b.depth - 1].conv;
+  last.channels_last = b.channels_last;
+  last.y = b.y;
+  last.residual = b.has_shortcut ? b.y : b.x;
+  if (b.keep_scale != nullptr) {
+    last.scale = b.keep_scale;
+    last.out_group_size = last.shape.co;
   }
   chain.keep = b.keep;
   return chain;

@@ -6,15 +6,14 @@
 
 namespace ddi {
 
-// What all residual blocks have; the convolutions of F follow in `branch`, each with its weights,
-// bias, masks and scales. Sizes of interiors, flags, residual and y are filled in by the driver.
+// What all residual blocks have; the convolutions of F are in `branch`.
 template <class T>
 struct GatedBlock {
   using Acc = typename Types<T>::Acc;
 
-  GatedConv2d<T> branch[3];
-  int depth;                // convolutions in `branch`
-  GatedConv2d<T> shortcut;  // of x, 1x1; only if has_shortcut
+  MaskedConv<T> branch[3];
+  int depth;               // convolutions in `branch`
+  MaskedConv<T> shortcut;  // of x, 1x1; only if has_shortcut
   bool has_shortcut;
   const T* x;  // laid out as y unless has_shortcut
   int64_t x_stride[4];

@@ -28,33 +28,32 @@ struct Room {
   char* rest;
 };
 
-// Sets what a convolution reads to a dense image.
-void set_input(GatedConv2d<int8_t>& conv, const int8_t* x) {
-  const Conv2dShape& s = conv.shape;
-  const int64_t stride[4] = {s.h * s.w * s.ci, 1, s.w * s.ci, s.ci};
-  conv.x = x;
-  std::copy(stride, stride + 4, conv.x_stride);
+// A convolution of a dense image.
+GatedConv2d<int8_t> conv_of(const MaskedConv<int8_t>& masked, const int8_t* x) {
+  const Conv2dShape& s = masked.shape;
+  GatedConv2d<int8_t> conv = {masked, x, {s.h * s.w * s.ci, 1, s.w * s.ci, s.ci}};
   conv.channels_last = true;
+  return conv;
 }
 
 ConvChain<int8_t> make_chain(const GatedBlockInt8& b, const Room& room) {
   ConvChain<int8_t> chain;
   if (b.has_shortcut) {
-    GatedConv2d<int8_t>& conv = chain.conv[chain.count++] = b.shortcut;
-    set_input(conv, room.input[0]);
+    GatedConv2d<int8_t>& conv = chain.link[chain.count++].conv;
+    conv = conv_of(b.shortcut, room.input[0]);
     conv.y = b.y;
   }
   for (int i = 0; i < b.depth; ++i) {
-    GatedConv2d<int8_t>& conv = chain.conv[chain.count++] = b.branch[i];
-    set_input(conv, room.input[i]);
+    GatedConv2d<int8_t>& conv = chain.link[chain.count++].conv;
+    conv = conv_of(b.branch[i], room.input[i]);
     conv.relu = true;
     if (i + 1 < b.depth) {
       conv.y_int8 = room.input[i + 1];
       conv.y_scale = b.x_scale[i + 1];
-      continue;
+    } else {
+      conv.y = b.y;
+      conv.residual = b.has_shortcut ? b.y : b.x;
     }
-    conv.y = b.y;
-    conv.residual = b.has_shortcut ? b.y : b.x;
   }
   chain.keep = b.keep;
   return chain;

@@ -8,13 +8,12 @@
 
 namespace ddi {
 
-// As GatedBlock; x and y are dense, [n][h][w][c]. Images, residual and relu are filled in by the
-// driver.
+// As GatedBlock; x and y are dense, [n][h][w][c].
 struct GatedBlockInt8 {
-  GatedConv2d<int8_t> branch[3];
-  float x_scale[3];              // what a step of each one's input is worth
-  int depth;                     // convolutions in `branch`
-  GatedConv2d<int8_t> shortcut;  // of the same input as branch[0], 1x1; only if has_shortcut
+  MaskedConv<int8_t> branch[3];
+  float x_scale[3];             // what a step of each one's input is worth
+  int depth;                    // convolutions in `branch`
+  MaskedConv<int8_t> shortcut;  // of the same input as branch[0], 1x1; only if has_shortcut
   bool has_shortcut;
   const float* x;
   const uint8_t* keep;    // [n] or nullptr; only without a shortcut convolution

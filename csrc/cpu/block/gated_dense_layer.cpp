@@ -13,13 +13,10 @@ template <class T>
 ConvChain<T> make_chain(const GatedDenseLayer<T>& layer) {
   ConvChain<T> chain;
   chain.count = 2;
-  chain.conv[0] = layer.conv1;
-  chain.conv[0].relu = true;
-  chain.conv[0].to_interior = true;
-  chain.conv[0].halo_h = layer.conv2.shape.pad_h;
-  chain.conv[0].halo_w = layer.conv2.shape.pad_w;
-  chain.conv[1] = layer.conv2;
-  chain.conv[1].from_interior = true;
+  chain.link[0].conv = layer.conv1;
+  chain.link[0].conv.relu = true;
+  chain.link[1].conv = layer.conv2;
+  join(chain.link[0], chain.link[1]);
   return chain;
 }
 

@@ -7,8 +7,7 @@
 namespace ddi {
 
 // What conv1 reads (x, its strides, in_open, pre_scale, pre_shift), what conv2 writes (y, its
-// strides, out_open, leave_closed), and the weights and shapes of both; how they are joined is
-// filled in by the driver.
+// strides, out_open, leave_closed), and the weights and shapes of both.
 template <class T>
 struct GatedDenseLayer {
   GatedConv2d<T> conv1, conv2;

@@ -23,16 +23,16 @@ double macs(const Conv2dShape& s) {
 template <class T>
 int64_t task_count(const ConvChain<T>& chain, int64_t threads) {
   double sum = 0;
-  for (int c = 0; c < chain.count; ++c) sum += macs(chain.conv[c].shape);
+  for (int c = 0; c < chain.count; ++c) sum += macs(chain.link[c].conv.shape);
   const double worth = std::min(sum / kMacsPerTask, static_cast<double>(threads));
   return std::max<int64_t>(static_cast<int64_t>(worth), 1);
 }
 
 template <class T>
-int64_t interior_cells(const GatedConv2d<T>& conv) {
-  const int64_t width = conv.shape.out_w() + 2 * conv.halo_w;
-  const int64_t height = conv.shape.out_h() + 2 * conv.halo_h;
-  return height * width * round_up(conv.shape.co, kLanes) / Types<T>::kPack + kLanes;
+int64_t interior_cells(const ConvLink<T>& link) {
+  const Conv2dShape& s = link.conv.shape;
+  const int64_t width = s.out_w() + 2 * link.halo_w, height = s.out_h() + 2 * link.halo_h;
+  return height * width * round_up(s.co, kLanes) / Types<T>::kPack + kLanes;
 }
 
 // A piece of work, one convolution group of one sample, on its way through the chain.
@@ -40,9 +40,9 @@ template <class T>
 struct Piece {
   Piece(const ConvChain<T>& chain, Arena& arena) {
     for (int c = 0; c < chain.count; ++c) {
-      plan[c] = make_conv_plan<T>(chain.conv[c].shape, arena);
-      if (!chain.conv[c].to_interior) continue;
-      plan[c].to = arena.take<typename Types<T>::Cell>(interior_cells(chain.conv[c]));
+      plan[c] = make_conv_plan<T>(chain.link[c].conv.shape, arena);
+      if (!chain.link[c].to_interior) continue;
+      plan[c].to = arena.take<typename Types<T>::Cell>(interior_cells(chain.link[c]));
     }
     for (int c = 1; c < chain.count; ++c) plan[c].from = plan[c - 1].to;
   }
@@ -57,7 +57,7 @@ struct TaskRoom {
     int64_t most = 0;
     for (int c = 0; c < chain.count; ++c) {
       Arena piece = arena;
-      block[c] = BlockRoom<T>(chain.conv[c].shape, piece);
+      block[c] = BlockRoom<T>(chain.link[c].conv.shape, piece);
       most = std::max(most, piece.used() - arena.used());
     }
     arena.take<char>(most);
@@ -71,7 +71,7 @@ template <class T>
 struct Rooms {
   Rooms(const ConvChain<T>& chain, int64_t tasks, void* workspace) {
     Arena arena(workspace);
-    const Conv2dShape& first = chain.conv[0].shape;
+    const Conv2dShape& first = chain.link[0].conv.shape;
     order = arena.take<int64_t>(first.n);
     pieces = make<Piece<T>>(chain, std::min(tasks, first.n * first.groups), arena);
     tasks_ = make<TaskRoom<T>>(chain, tasks, arena);
@@ -116,7 +116,7 @@ void share(int64_t tasks, int64_t items, const ParallelFor& parallel_for, const 
 template <class T>
 int compare_masks(const ConvChain<T>& chain, int64_t a, int64_t b) {
   for (int c = 0; c < chain.count; ++c) {
-    const GatedConv2d<T>& conv = chain.conv[c];
+    const MaskedConv<T>& conv = chain.link[c].conv;
     const int64_t in_groups = ceil_div(conv.shape.ci, conv.in_group_size);
     const int64_t out_groups = ceil_div(conv.shape.co, conv.out_group_size);
     if (const int order = compare_bits(conv.in_open, in_groups, a, b)) return order;
@@ -130,7 +130,7 @@ int compare_masks(const ConvChain<T>& chain, int64_t a, int64_t b) {
 template <class T>
 int64_t list_kept_samples(const ConvChain<T>& chain, int64_t* order) {
   int64_t count = 0;
-  for (int64_t n = 0; n < chain.conv[0].shape.n; ++n) {
+  for (int64_t n = 0; n < chain.link[0].conv.shape.n; ++n) {
     if (chain.keep == nullptr || chain.keep[n] != 0) {
       order[count++] = n;
     } else if (chain.finish) {
@@ -150,8 +150,8 @@ template <class T>
 struct Convs {
   Convs(const ConvChain<T>& chain, int64_t min_blocks) {
     for (int c = 0; c < chain.count; ++c) {
-      planner[c].emplace(chain.conv[c], min_blocks);
-      conv[c].emplace(chain.conv[c], *planner[c]);
+      planner[c].emplace(chain.link[c], min_blocks);
+      conv[c].emplace(chain.link[c], *planner[c]);
     }
   }
 
@@ -163,7 +163,7 @@ template <class T>
 void over_samples(const ConvChain<T>& chain, int64_t n, int64_t tasks,
                   const ParallelFor& parallel_for, const Rooms<T>& rooms) {
   const Convs<T> convs(chain, 1);
-  const int64_t items = n * chain.conv[0].shape.groups, *order = rooms.order;
+  const int64_t items = n * chain.link[0].conv.shape.groups, *order = rooms.order;
   share(tasks, items, parallel_for, [&](int64_t task, int64_t item) {
     const int64_t sample = order[item % n];
     // What this task will likely take next: past the last item, a block that does not exist.
@@ -190,7 +190,7 @@ void over_samples(const ConvChain<T>& chain, int64_t n, int64_t tasks,
 template <class T>
 void over_rows(const ConvChain<T>& chain, int64_t n, int64_t tasks, const ParallelFor& parallel_for,
                const Rooms<T>& rooms) {
-  const int64_t pieces = n * chain.conv[0].shape.groups, *order = rooms.order;
+  const int64_t pieces = n * chain.link[0].conv.shape.groups, *order = rooms.order;
   const Convs<T> convs(chain, ceil_div(tasks, pieces));
   for (int c = 0; c < chain.count; ++c) {
     int64_t panels = 0, blocks = 0;
@@ -225,13 +225,13 @@ void over_rows(const ConvChain<T>& chain, int64_t n, int64_t tasks, const Parall
 template <class T>
 int64_t conv_chain_workspace_bytes(const ConvChain<T>& chain, int64_t threads) {
   // In floating point first: sizes near the limits of int64_t must not wrap around.
-  double numel = static_cast<double>(chain.conv[0].shape.n);
+  double numel = static_cast<double>(chain.link[0].conv.shape.n);
   for (int c = 0; c < chain.count; ++c) {
-    const Conv2dShape& s = chain.conv[c].shape;
+    const Conv2dShape& s = chain.link[c].conv.shape;
     const double width = s.w + 2.0 * s.pad_w, co = s.co + kLanes;
     numel += 4.0 * s.kh * s.kw * (s.ci + 1.0) * co;
     numel += 4.0 * ((s.kh * static_cast<double>(s.dilation_h) + 2) * width * s.ci + width * co);
-    if (chain.conv[c].to_interior) numel += (s.h + 2.0 * s.pad_h + 2.0) * (width + 2.0) * co;
+    if (chain.link[c].to_interior) numel += (s.h + 2.0 * s.pad_h + 2.0) * (width + 2.0) * co;
   }
   if (numel * sizeof(double) * threads > 1e15) return -1;
   return Rooms<T>(chain, task_count(chain, threads), nullptr).bytes;
@@ -244,7 +244,7 @@ void conv_chain(const ConvChain<T>& chain, int64_t threads, const ParallelFor& p
   const Rooms<T> rooms(chain, tasks, workspace);
   const int64_t n = list_kept_samples(chain, rooms.order);
   if (n == 0) return;
-  if (n * chain.conv[0].shape.groups >= tasks) {
+  if (n * chain.link[0].conv.shape.groups >= tasks) {
     over_samples(chain, n, tasks, parallel_for, rooms);
   } else {
     over_rows(chain, n, tasks, parallel_for, rooms);

@@ -3,7 +3,7 @@
 // chain before its task takes the next.
 #pragma once
 
-#include "gated_conv2d.h"
+#include "conv_link.h"
 
 namespace ddi {
 
@@ -11,9 +11,8 @@ constexpr int kMaxChain = 4;
 
 template <class T>
 struct ConvChain {
-  // All of the same batch. A convolution with from_interior follows one with to_interior, whose
-  // open outputs are its open inputs; only a chain of one may have convolution groups.
-  GatedConv2d<T> conv[kMaxChain];
+  // All of the same batch; only a chain of one may have convolution groups.
+  ConvLink<T> link[kMaxChain];
   int count = 0;
   const uint8_t* keep = nullptr;  // [n], the samples to run; nullptr: all
   // Called once for every sample, with no two calls for a sample at a time: after the chain, or
@@ -21,7 +20,7 @@ struct ConvChain {
   FunctionRef<void(int64_t sample, bool kept)> finish;
 };
 
-// As for gated_conv2d; reads only shapes, the interior flags and halos.
+// As for gated_conv2d; reads only shapes and how links are joined.
 template <class T>
 int64_t conv_chain_workspace_bytes(const ConvChain<T>& chain, int64_t threads);
 

@@ -28,13 +28,13 @@ class ConvInput {
   static constexpr bool kSameIn = std::is_same<T, Cell>::value;
 
  public:
-  explicit ConvInput(const GatedConv2d<T>& args)
-      : a_(args), s_(args.shape), micro_(micro<T>()), ci_(s_.group_ci()) {}
+  explicit ConvInput(const ConvLink<T>& link)
+      : link_(link), a_(link.conv), s_(a_.shape), micro_(micro<T>()), ci_(s_.group_ci()) {}
 
   // The input rows that output rows [y0, y1) of each strip read, to room.in.
   void copy(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
     if (p.phases > 1) return copy_phases(p, y0, y1, room);
-    if (a_.from_interior) return copy_interior(p, y0, y1, room);
+    if (link_.from_interior) return copy_interior(p, y0, y1, room);
     const int64_t rows = (y1 - y0 - 1) * s_.stride_h + s_.window_h();
     const int64_t top = y0 * s_.stride_h - s_.pad_h;
     for (int64_t r = 0; r < rows; ++r) {
@@ -145,6 +145,7 @@ class ConvInput {
     }
   }
 
+  const ConvLink<T>& link_;
   const GatedConv2d<T>& a_;
   const Conv2dShape& s_;
   const Micro<T>& micro_;

@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "base/arena.h"
-#include "gated_conv2d.h"
+#include "conv_link.h"
 #include "micro/micro.h"
 #include "micro/winograd.h"
 

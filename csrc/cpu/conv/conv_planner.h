@@ -66,14 +66,15 @@ class ConvPlanner {
   static constexpr int kPack = Types<T>::kPack;
 
  public:
-  ConvPlanner(const GatedConv2d<T>& args, int64_t min_blocks)
-      : a_(args),
-        s_(args.shape),
+  ConvPlanner(const ConvLink<T>& link, int64_t min_blocks)
+      : link_(link),
+        a_(link.conv),
+        s_(a_.shape),
         ci_(s_.group_ci()),
         co_(s_.group_co()),
         taps_(s_.kh * s_.kw),
-        in_groups_(ceil_div(s_.ci, args.in_group_size)),
-        out_groups_(ceil_div(s_.co, args.out_group_size)),
+        in_groups_(ceil_div(s_.ci, a_.in_group_size)),
+        out_groups_(ceil_div(s_.co, a_.out_group_size)),
         min_blocks_(min_blocks) {}
 
   // Readies a plan for one convolution group of a sample. What follows from the masks stays valid
@@ -182,7 +183,7 @@ class ConvPlanner {
       if (s_.stride_h != stride || s_.stride_w != stride || !enough) continue;
       if (pairs <= kWinogradGain[m - 2] * channels) continue;
       // Phases are told apart by where a channel lies: all are there.
-      if (winograd_phases(m) > 1 && (p.in.open < ci_ || a_.from_interior)) continue;
+      if (winograd_phases(m) > 1 && (p.in.open < ci_ || link_.from_interior)) continue;
       p.winograd = m;
       p.taps = winograd_taps(m);
       p.phases = winograd_phases(m);
@@ -205,7 +206,7 @@ class ConvPlanner {
     }
     whole_cells &= p.in.open == 0 || end % kPack == 0 || end == ci_;
     // A kernel of few taps does not pay for interleaving an interior.
-    const bool in_place = a_.from_interior && taps_ < 4;
+    const bool in_place = link_.from_interior && taps_ < 4;
     const int most = in_place || p.phases > 1 ? 1 : micro<T>().max_strips;
     p.strips = choose_strips(p.out.open, s_.out_h(), std::max(p.winograd, 1), most);
     const bool short_runs = p.in.open < ci_ && p.in.open < kLanes / 2 * p.runs;
@@ -221,15 +222,15 @@ class ConvPlanner {
     const bool plain = std::is_same<T, Cell>::value && s_.pad_h == 0 && s_.pad_w == 0 &&
                        a_.x_stride[1] == 1 && p.strips == 1 && p.phases == 1 && p.in.open == ci_ &&
                        a_.pre_scale == nullptr;
-    p.direct_in = plain || (a_.from_interior && p.strips == 1);
+    p.direct_in = plain || (link_.from_interior && p.strips == 1);
     p.elements = p.cells * p.strips * p.phases;
     p.pixel_stride = p.elements;
-    if (a_.from_interior) {
+    if (link_.from_interior) {
       p.pixel_stride = p.from_stride * p.strips;
     } else if (plain) {
       p.pixel_stride = a_.x_stride[3];
     }
-    const bool in_x = plain && !a_.from_interior;
+    const bool in_x = plain && !link_.from_interior;
     const int64_t columns = s_.w + 2 * s_.pad_w;
     p.row_stride = (p.phases > 1 ? ceil_div(columns, 2) : columns) * p.pixel_stride;
     if (in_x) p.row_stride = a_.x_stride[2];
@@ -273,7 +274,7 @@ class ConvPlanner {
     p.n_panels = ceil_div(p.out.open, kLanes / p.strips);
     p.ready = !p.compress && !Types<T>::kInteger;
     p.direct_out = std::is_same<Acc, typename Types<T>::Out>::value && p.whole_panels &&
-                   p.strips == 1 && a_.channels_last && !a_.to_interior && a_.y != nullptr;
+                   p.strips == 1 && a_.channels_last && !link_.to_interior && a_.y != nullptr;
     p.to_stride = p.n_panels * kLanes / p.strips / kPack;
     for (int64_t k = 0; k < p.n_panels; ++k) {
       const int64_t source = p.whole_panels && p.strips == 1 ? p.out_index[k * kLanes] / kLanes : k;
@@ -319,6 +320,7 @@ class ConvPlanner {
     }
   }
 
+  const ConvLink<T>& link_;
   const GatedConv2d<T>& a_;
   const Conv2dShape& s_;
   const int64_t ci_, co_, taps_, in_groups_, out_groups_, min_blocks_;

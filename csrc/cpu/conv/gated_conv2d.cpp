@@ -14,7 +14,7 @@ int64_t gated_conv2d_workspace_bytes(const Conv2dShape& shape, int64_t threads) 
     }
   }
   ConvChain<T> chain;
-  chain.conv[0].shape = shape;
+  chain.link[0].conv.shape = shape;
   chain.count = 1;
   return conv_chain_workspace_bytes(chain, threads);
 }
@@ -28,7 +28,7 @@ void gated_conv2d(const GatedConv2d<T>& args, int64_t threads, const ParallelFor
     }
   }
   ConvChain<T> chain;
-  chain.conv[0] = args;
+  chain.link[0].conv = args;
   chain.count = 1;
   conv_chain(chain, threads, parallel_for, workspace);
 }

@@ -12,38 +12,39 @@ namespace ddi {
 // Of an output: the sum of more could leave int32.
 constexpr int64_t kMaxInt8Products = (int64_t{1} << 17) - 1;
 
+// A convolution without its images: its weights, and what of them each sample uses.
 template <class T>
-struct GatedConv2d {
+struct MaskedConv {
   using Acc = typename Types<T>::Acc;
-  using Out = typename Types<T>::Out;
 
   Conv2dShape shape;
-  const T* x;
-  int64_t x_stride[4];  // of n, c, h, w, in elements; fastest if c or w is contiguous
   const typename Types<T>::Cell* packed;  // from prepack_conv2d
   const Acc* bias;                        // [co] or nullptr
+  const Acc* factor;                      // [co] of integer sums, else nullptr
   // Group bits, 0 or not 0, [n][ceil(channels / group_size)]; nullptr: all open. Closed inputs are
   // never used, and neither are the weights, bias and scale of closed outputs: they may hold NaN.
   const uint8_t* in_open;
   int64_t in_group_size;
   const uint8_t* out_open;
   int64_t out_group_size;
-  const Acc* factor;    // [co] of integer sums, else nullptr
-  const Acc* scale;     // by output group, or nullptr
-  const Out* residual;  // laid out as y, or nullptr
-  bool relu;
-  bool channels_last;  // of y, which is dense: [n][h][w][c] or [n][c][h][w]
-  Out* y;
+  const Acc* scale;  // by output group, or nullptr
+};
+
+template <class T>
+struct GatedConv2d : MaskedConv<T> {
+  using Acc = typename Types<T>::Acc;
+  using Out = typename Types<T>::Out;
+
+  const T* x = nullptr;
+  int64_t x_stride[4] = {};       // of n, c, h, w, in elements; fastest if c or w is contiguous
+  const Out* residual = nullptr;  // laid out as y, or nullptr
+  bool relu = false;
+  bool channels_last = false;  // of y, which is dense: [n][h][w][c] or [n][c][h][w]
+  Out* y = nullptr;
   // For integer sums y may be nullptr; then y_int8 takes its place, with y / y_scale rounded to
   // nearest even and clamped.
   int8_t* y_int8 = nullptr;
   float y_scale = 1;
-  // Inside a chain of convolutions (conv_chain.h) x may be what the one before wrote, and y what
-  // the next one reads: of each sample the open channels only, [row][column][channel], inside the
-  // zeros that the next one's padding asks for.
-  bool from_interior = false;
-  bool to_interior = false;
-  int64_t halo_h = 0, halo_w = 0;  // of what is written
   // [ci] or nullptr: relu(pre_scale * x + pre_shift) takes the place of open inputs, not of
   // padding. Not of half and int8.
   const Acc *pre_scale = nullptr, *pre_shift = nullptr;
@@ -56,10 +57,11 @@ struct GatedConv2d {
 
   int64_t out_stride() const {
     if (y_stride != 0) return y_stride;
-    return channels_last ? shape.co : shape.out_h() * shape.out_w();
+    return channels_last ? this->shape.co : this->shape.out_h() * this->shape.out_w();
   }
   int64_t out_sample_stride() const {
-    return y_sample_stride != 0 ? y_sample_stride : shape.co * shape.out_h() * shape.out_w();
+    return y_sample_stride != 0 ? y_sample_stride
+                                : this->shape.co * this->shape.out_h() * this->shape.out_w();
   }
 };
 

@@ -30,11 +30,12 @@ class SampleConv {
   static constexpr bool kSameInterior = std::is_same<Acc, Cell>::value;
 
  public:
-  SampleConv(const GatedConv2d<T>& args, const ConvPlanner<T>& planner)
-      : a_(args),
-        s_(args.shape),
+  SampleConv(const ConvLink<T>& link, const ConvPlanner<T>& planner)
+      : link_(link),
+        a_(link.conv),
+        s_(a_.shape),
         planner_(planner),
-        input_(args),
+        input_(link),
         micro_(micro<T>()),
         out_h_(s_.out_h()),
         out_w_(s_.out_w()),
@@ -48,7 +49,7 @@ class SampleConv {
                  const BlockRoom<T>& room) const {
     const int64_t y0 = block * p.block_rows, y1 = std::min(y0 + p.block_rows, p.strip_rows);
     if (y0 >= y1) return;
-    if (a_.to_interior) clear_halo(p, block);
+    if (link_.to_interior) clear_halo(p, block);
     if (p.out.open > 0) {
       if (!p.direct_in) input_.copy(p, y0, y1, room);
       const BlockView<T> block_view = view(p, y0, y1, room);
@@ -59,7 +60,7 @@ class SampleConv {
         WinogradBlock<T>(p, a_, block_view, room.winograd).run();
       }
     }
-    if (a_.to_interior) {
+    if (link_.to_interior) {
       if (!writes_interior(p) && p.out.open > 0) copy_to_interior(p, y0, y1, room);
     } else if (!p.direct_out) {
       expand(p, y0, y1, room);
@@ -75,7 +76,7 @@ class SampleConv {
     const T* x = a_.x + sample * a_.x_stride[0];
     const int64_t row = a_.x_stride[2], step = p.block_rows * s_.stride_h;
     const bool plain = a_.x_stride[1] == 1 && a_.x_stride[3] == s_.ci && p.strips == 1;
-    if (!plain || p.group > 0 || a_.from_interior) return {x, x, s_.ci, nullptr, 1};
+    if (!plain || p.group > 0 || link_.from_interior) return {x, x, s_.ci, nullptr, 1};
     const int64_t first = std::min(block * step, s_.h), last = std::min(first + step, s_.h);
     const uint8_t* open =
         a_.in_open == nullptr ? nullptr : a_.in_open + sample * ceil_div(s_.ci, a_.in_group_size);
@@ -106,18 +107,18 @@ class SampleConv {
     v.rows = y1 - y0;
     v.out_stride = p.direct_out ? a_.out_stride() : p.n_panels * kLanes;
     v.out_row = out_w_ * v.out_stride;
-    v.relu = (p.direct_out || a_.to_interior) && a_.relu;
+    v.relu = (p.direct_out || link_.to_interior) && a_.relu;
     v.in = room.in;
     v.out = room.out;
-    if (a_.from_interior && p.direct_in) v.in = p.from + y0 * s_.stride_h * p.row_stride;
+    if (link_.from_interior && p.direct_in) v.in = p.from + y0 * s_.stride_h * p.row_stride;
     if constexpr (kSameInterior) {
       if (writes_interior(p)) {
-        v.out_row += 2 * a_.halo_w * p.to_stride;
+        v.out_row += 2 * link_.halo_w * p.to_stride;
         v.out = interior_row(p, y0);
       }
     }
     if constexpr (kSameIn) {
-      if (p.direct_in && !a_.from_interior) v.in = x_at(p, y0 * s_.stride_h);
+      if (p.direct_in && !link_.from_interior) v.in = x_at(p, y0 * s_.stride_h);
     }
     if constexpr (kSameOut) {
       if (p.direct_out) v.out = a_.y + y_offset(p, y0);
@@ -209,19 +210,19 @@ class SampleConv {
 
   // Whether tiles write the interior themselves.
   bool writes_interior(const ConvPlan<T>& p) const {
-    return kSameInterior && a_.to_interior && p.strips == 1;
+    return kSameInterior && link_.to_interior && p.strips == 1;
   }
 
   // First pixel of an output row in the interior that this convolution writes.
   Cell* interior_row(const ConvPlan<T>& p, int64_t y) const {
-    const int64_t width = out_w_ + 2 * a_.halo_w;
-    return p.to + ((y + a_.halo_h) * width + a_.halo_w) * p.to_stride;
+    const int64_t width = out_w_ + 2 * link_.halo_w;
+    return p.to + ((y + link_.halo_h) * width + link_.halo_w) * p.to_stride;
   }
 
   // The zeros around the interior that belong to a block: the sides of its rows and, with the
   // first, everything above and below.
   void clear_halo(const ConvPlan<T>& p, int64_t block) const {
-    const int64_t side = a_.halo_w * p.to_stride, row = (out_w_ + 2 * a_.halo_w) * p.to_stride;
+    const int64_t side = link_.halo_w * p.to_stride, row = out_w_ * p.to_stride + 2 * side;
     for (int64_t s = 0; s < p.strips; ++s) {
       const int64_t first = s * p.strip_rows + block * p.block_rows;
       const int64_t end = std::min((s + 1) * p.strip_rows, out_h_);
@@ -232,9 +233,9 @@ class SampleConv {
       }
     }
     if (block > 0) return;
-    std::fill(p.to, p.to + a_.halo_h * row, Types<T>::kZero);
+    std::fill(p.to, p.to + link_.halo_h * row, Types<T>::kZero);
     Cell* below = interior_row(p, out_h_) - side;
-    std::fill(below, below + a_.halo_h * row, Types<T>::kZero);
+    std::fill(below, below + link_.halo_h * row, Types<T>::kZero);
   }
 
   // The rows of each strip to where they belong in the interior, as cells.
@@ -292,6 +293,7 @@ class SampleConv {
     }
   }
 
+  const ConvLink<T>& link_;
   const GatedConv2d<T>& a_;
   const Conv2dShape& s_;
   const ConvPlanner<T>& planner_;

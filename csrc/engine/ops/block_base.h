@@ -94,16 +94,16 @@ class BlockBase : public Op {
  protected:
   int depth() const { return static_cast<int>(branch_.size()); }
 
-  // The arguments of convolution `i` of the branch, but for its masks and images.
-  GatedConv2d<T> branch_args(int i, int64_t n) const {
-    GatedConv2d<T> conv = branch_[i]->conv.args(n);
+  // Convolution `i` of the branch, but for its masks.
+  MaskedConv<T> branch_conv(int i, int64_t n) const {
+    MaskedConv<T> conv = branch_[i]->conv.masked(n);
     conv.out_group_size = branch_[i]->group_size;
     if (i > 0) conv.in_group_size = branch_[i - 1]->group_size;
     return conv;
   }
 
   // Those of a frame, for the convolutions of the branch.
-  void set_masks(const Frame& frame, GatedConv2d<T>* branch) const {
+  void set_masks(const Frame& frame, MaskedConv<T>* branch) const {
     for (int i = 0; i < depth(); ++i) {
       if (branch_[i]->mask == kNone) continue;
       branch[i].out_open = branch[i + 1].in_open = frame.at<uint8_t>(branch_[i]->mask);

@@ -40,9 +40,9 @@ class BlockOp : public BlockBase<T> {
     GatedBlock<T> block = {};
     block.depth = this->depth();
     block.channels_last = true;
-    for (int i = 0; i < block.depth; ++i) block.branch[i] = this->branch_args(i, n);
+    for (int i = 0; i < block.depth; ++i) block.branch[i] = this->branch_conv(i, n);
     block.has_shortcut = this->shortcut_ != nullptr;
-    if (block.has_shortcut) block.shortcut = this->shortcut_->args(n);
+    if (block.has_shortcut) block.shortcut = this->shortcut_->masked(n);
     return block;
   }
 };

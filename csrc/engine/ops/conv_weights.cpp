@@ -120,14 +120,20 @@ ConvWeights<T>::ConvWeights(Words& words, int64_t ci, int64_t h, int64_t w)
 }
 
 template <class T>
+MaskedConv<T> ConvWeights<T>::masked(int64_t n) const {
+  MaskedConv<T> conv = {};
+  conv.shape = shape;
+  conv.shape.n = n;
+  conv.packed = packed;
+  conv.bias = bias.empty() ? nullptr : bias.data();
+  if constexpr (Types<T>::kInteger) conv.factor = factor.data();
+  conv.in_group_size = conv.out_group_size = 1;
+  return conv;
+}
+
+template <class T>
 GatedConv2d<T> ConvWeights<T>::args(int64_t n) const {
-  GatedConv2d<T> args = {};
-  args.shape = shape;
-  args.shape.n = n;
-  args.packed = packed;
-  args.bias = bias.empty() ? nullptr : bias.data();
-  if constexpr (Types<T>::kInteger) args.factor = factor.data();
-  args.in_group_size = args.out_group_size = 1;
+  GatedConv2d<T> args = {masked(n)};
   args.channels_last = true;
   return args;
 }

@@ -18,7 +18,9 @@ struct ConvWeights {
   // Of an input with ci channels of h x w; n is left to the call.
   ConvWeights(Words& words, int64_t ci, int64_t h, int64_t w);
 
-  // With weights and bias; masks, x and y are left to the caller.
+  // With everything open; masks are left to the caller.
+  MaskedConv<T> masked(int64_t n) const;
+  // The same, for [n][h][w][c] images, which are left to the caller.
   GatedConv2d<T> args(int64_t n) const;
   // On one sample with so many channels open; of closed ones nothing is read or written.
   Work work(int64_t open_in, int64_t open_out) const;

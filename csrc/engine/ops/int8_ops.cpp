@@ -100,11 +100,11 @@ class BlockInt8Op : public BlockBase<int8_t> {
     GatedBlockInt8 block = {};
     block.depth = depth();
     for (int i = 0; i < block.depth; ++i) {
-      block.branch[i] = branch_args(i, n);
+      block.branch[i] = branch_conv(i, n);
       block.x_scale[i] = branch_[i]->conv.x_scale;
     }
     block.has_shortcut = shortcut_ != nullptr;
-    if (block.has_shortcut) block.shortcut = shortcut_->args(n);
+    if (block.has_shortcut) block.shortcut = shortcut_->masked(n);
     return block;
   }
 };
