@@ -57,36 +57,36 @@ const Micro<bf16>& micro<bf16>() {
 
 template <>
 const Micro<int8_t>& micro<int8_t>() {
-  return pick(kScalarInt8, kAvx2Int8, kAvx2Int8, kAvx512Int8, kAvx512Int8, kAvx512AmxInt8);
+  return pick(kScalarInt8, kAvx2Int8, kAvx2Int8, kAvx512VnniInt8, kAvx512VnniInt8, kAvx512AmxInt8);
 }
 
 template <>
 DepthwiseTileFn<float> depthwise_tile<float>() {
-  return pick(kDepthwiseScalarF32, kDepthwiseAvx2F32, kDepthwiseAvx512F32, kDepthwiseAvx512F32,
-              kDepthwiseAvx512F32, kDepthwiseAvx512F32);
+  return pick(kScalarDepthwiseF32, kAvx2DepthwiseF32, kAvx512DepthwiseF32, kAvx512DepthwiseF32,
+              kAvx512DepthwiseF32, kAvx512DepthwiseF32);
 }
 
 template <>
 const GateMicro<float>& gate_micro<float>() {
-  return pick(kGateScalarF32, kGateAvx2F32, kGateAvx512F32, kGateAvx512F32, kGateAvx512F32,
-              kGateAvx512F32);
+  return pick(kScalarGateF32, kAvx2GateF32, kAvx512GateF32, kAvx512GateF32, kAvx512GateF32,
+              kAvx512GateF32);
 }
 
 template <>
 const ElementwiseMicro<float>& elementwise_micro<float>() {
-  return pick(kElementwiseScalarF32, kElementwiseAvx2F32, kElementwiseAvx512F32,
-              kElementwiseAvx512F32, kElementwiseAvx512F32, kElementwiseAvx512F32);
+  return pick(kScalarElementwiseF32, kAvx2ElementwiseF32, kAvx512ElementwiseF32,
+              kAvx512ElementwiseF32, kAvx512ElementwiseF32, kAvx512ElementwiseF32);
 }
 
 template <>
 const ElementwiseMicro<bf16>& elementwise_micro<bf16>() {
-  return pick(kElementwiseScalarBf16, kElementwiseAvx2Bf16, kElementwiseAvx512Bf16,
-              kElementwiseAvx512Bf16, kElementwiseAvx512Bf16, kElementwiseAvx512Bf16);
+  return pick(kScalarElementwiseBf16, kAvx2ElementwiseBf16, kAvx512ElementwiseBf16,
+              kAvx512ElementwiseBf16, kAvx512ElementwiseBf16, kAvx512ElementwiseBf16);
 }
 
 const WinogradMicro& winograd_micro() {
-  return pick(kWinogradScalar, kWinogradAvx2, kWinogradAvx512, kWinogradAvx512, kWinogradAvx512,
-              kWinogradAvx512);
+  return pick(kScalarWinograd, kAvx2Winograd, kAvx512Winograd, kAvx512Winograd, kAvx512Winograd,
+              kAvx512Winograd);
 }
 #elif defined(DDI_NEON)
 namespace {
@@ -135,27 +135,27 @@ const Micro<int8_t>& micro<int8_t>() {
 
 template <>
 DepthwiseTileFn<float> depthwise_tile<float>() {
-  return pick(kDepthwiseScalarF32, kDepthwiseNeonF32, kDepthwiseNeonF32, kDepthwiseNeonF32);
+  return pick(kScalarDepthwiseF32, kNeonDepthwiseF32, kNeonDepthwiseF32, kNeonDepthwiseF32);
 }
 
 template <>
 const GateMicro<float>& gate_micro<float>() {
-  return pick(kGateScalarF32, kGateNeonF32, kGateNeonF32, kGateNeonF32);
+  return pick(kScalarGateF32, kNeonGateF32, kNeonGateF32, kNeonGateF32);
 }
 
 template <>
 const ElementwiseMicro<float>& elementwise_micro<float>() {
-  return pick(kElementwiseScalarF32, kElementwiseNeonF32, kElementwiseNeonF32, kElementwiseNeonF32);
+  return pick(kScalarElementwiseF32, kNeonElementwiseF32, kNeonElementwiseF32, kNeonElementwiseF32);
 }
 
 template <>
 const ElementwiseMicro<bf16>& elementwise_micro<bf16>() {
-  return pick(kElementwiseScalarBf16, kElementwiseNeonBf16, kElementwiseNeonBf16,
-              kElementwiseNeonBf16);
+  return pick(kScalarElementwiseBf16, kNeonElementwiseBf16, kNeonElementwiseBf16,
+              kNeonElementwiseBf16);
 }
 
 const WinogradMicro& winograd_micro() {
-  return pick(kWinogradScalar, kWinogradNeon, kWinogradNeon, kWinogradNeon);
+  return pick(kScalarWinograd, kNeonWinograd, kNeonWinograd, kNeonWinograd);
 }
 #else
 template <>
@@ -180,35 +180,35 @@ const Micro<int8_t>& micro<int8_t>() {
 
 template <>
 DepthwiseTileFn<float> depthwise_tile<float>() {
-  return kDepthwiseScalarF32;
+  return kScalarDepthwiseF32;
 }
 
 template <>
 const GateMicro<float>& gate_micro<float>() {
-  return kGateScalarF32;
+  return kScalarGateF32;
 }
 
 template <>
 const ElementwiseMicro<float>& elementwise_micro<float>() {
-  return kElementwiseScalarF32;
+  return kScalarElementwiseF32;
 }
 
 template <>
 const ElementwiseMicro<bf16>& elementwise_micro<bf16>() {
-  return kElementwiseScalarBf16;
+  return kScalarElementwiseBf16;
 }
 
-const WinogradMicro& winograd_micro() { return kWinogradScalar; }
+const WinogradMicro& winograd_micro() { return kScalarWinograd; }
 #endif
 
 template <>
 DepthwiseTileFn<double> depthwise_tile<double>() {
-  return kDepthwiseScalarF64;
+  return kScalarDepthwiseF64;
 }
 
 template <>
 const GateMicro<double>& gate_micro<double>() {
-  return kGateScalarF64;
+  return kScalarGateF64;
 }
 
 }  // namespace ddi

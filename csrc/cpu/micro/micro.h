@@ -7,6 +7,23 @@
 // into 2 or 4 strips of rows and computes them side by side. A compact activation is then [pixel]
 // [open channel][strip], a panel holds kLanes / strips channels, each repeated for every strip, and
 // nothing else changes.
+//
+// Names go from the instruction set to the type of x. A file is micro_<isa>_<what>_<dtype>, without
+// <what> if it is of convolutions, without <dtype> if of several; a table is k<Isa><What><Dtype>,
+// and a function that another file calls <isa>_<what>_<dtype>.
+//
+// Words of csrc/cpu:
+//   lane       one of the kLanes columns of a panel; elsewhere one of the values of a register
+//   cell       a channel, or the neighbouring ones that an instruction sums up at once (Types)
+//   panel      the weights of kLanes output channels; a row of it is a cell for each of them
+//   tile       pixels x panels whose sums stay in registers; Winograd's are m x m outputs
+//   strip      one of the parts of an image that are computed side by side, see above
+//   row block  output rows of every strip, so many that what they read and write stays in L2
+//   conv plan  lists of open channels, weights and cuts of the image, made for a sample's masks
+//   chain      convolutions that a sample goes through one after the other; each is a link
+//   interior   what one link writes and the next one reads: compact, and never outside of a call
+//   piece      one convolution group of one sample on its way through a chain
+//   room       a piece of the caller's workspace: drivers allocate nothing
 #pragma once
 
 #include <cstdint>
@@ -206,16 +223,16 @@ extern const Micro<int8_t> kAvx2Int8;
 extern const Micro<float> kAvx512F32;
 extern const Micro<half> kAvx512F16;
 extern const Micro<bf16> kAvx512Bf16;
-extern const Micro<int8_t> kAvx512Int8;   // with VNNI
-extern const Micro<bf16> kAvx512DotBf16;  // with AVX512-BF16
+extern const Micro<int8_t> kAvx512VnniInt8;  // with VNNI
+extern const Micro<bf16> kAvx512DotBf16;     // with AVX512-BF16
 
 extern const Micro<bf16> kAvx512AmxBf16;  // with AMX
 extern const Micro<int8_t> kAvx512AmxInt8;
 
-// The tiles of these tables, which have the rest from kAvx512Bf16 and kAvx512Int8.
-void conv_tile_dot_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips);
-void conv_tile_amx_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips);
-void conv_tile_amx_int8(const ConvTile<int8_t>& tile, int pixels, int panels, int strips);
+// The tiles of these tables, which have the rest from kAvx512Bf16 and kAvx512VnniInt8.
+void avx512_dot_conv_tile_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips);
+void avx512_amx_conv_tile_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips);
+void avx512_amx_conv_tile_int8(const ConvTile<int8_t>& tile, int pixels, int panels, int strips);
 #elif defined(__aarch64__) || defined(__arm__)
 extern const Micro<float> kNeonF32;
 extern const Micro<half> kNeonF16;  // 64-bit ARM
@@ -226,8 +243,8 @@ extern const Micro<bf16> kNeonDotBf16;    // with FEAT_BF16
 
 // The tiles of these tables, which have the rest from kNeonInt8 and kNeonBf16.
 constexpr int kNeonDotPixels = 5;
-void conv_tile_neon_dot_int8(const ConvTile<int8_t>& tile, int pixels, int panels, int strips);
-void conv_tile_neon_dot_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips);
+void neon_dot_conv_tile_int8(const ConvTile<int8_t>& tile, int pixels, int panels, int strips);
+void neon_dot_conv_tile_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips);
 #endif
 
 // The table for current_isa(); float64 is always scalar.

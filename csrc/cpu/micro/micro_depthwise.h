@@ -35,13 +35,13 @@ struct DepthwiseTile {
 template <class T>
 using DepthwiseTileFn = void (*)(const DepthwiseTile<T>& tile, int64_t outputs);
 
-extern const DepthwiseTileFn<float> kDepthwiseScalarF32;
-extern const DepthwiseTileFn<double> kDepthwiseScalarF64;
+extern const DepthwiseTileFn<float> kScalarDepthwiseF32;
+extern const DepthwiseTileFn<double> kScalarDepthwiseF64;
 #if defined(__x86_64__)
-extern const DepthwiseTileFn<float> kDepthwiseAvx2F32;
-extern const DepthwiseTileFn<float> kDepthwiseAvx512F32;
+extern const DepthwiseTileFn<float> kAvx2DepthwiseF32;
+extern const DepthwiseTileFn<float> kAvx512DepthwiseF32;
 #elif defined(__aarch64__) || defined(__arm__)
-extern const DepthwiseTileFn<float> kDepthwiseNeonF32;
+extern const DepthwiseTileFn<float> kNeonDepthwiseF32;
 #endif
 
 // The function for current_isa(); float64 is always scalar.

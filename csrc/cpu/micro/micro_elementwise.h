@@ -46,16 +46,16 @@ struct ElementwiseMicro {
   void (*to_float)(const T* src, int64_t count, float* dst);
 };
 
-extern const ElementwiseMicro<float> kElementwiseScalarF32;
-extern const ElementwiseMicro<bf16> kElementwiseScalarBf16;
+extern const ElementwiseMicro<float> kScalarElementwiseF32;
+extern const ElementwiseMicro<bf16> kScalarElementwiseBf16;
 #if defined(__x86_64__)
-extern const ElementwiseMicro<float> kElementwiseAvx2F32;
-extern const ElementwiseMicro<bf16> kElementwiseAvx2Bf16;
-extern const ElementwiseMicro<float> kElementwiseAvx512F32;
-extern const ElementwiseMicro<bf16> kElementwiseAvx512Bf16;
+extern const ElementwiseMicro<float> kAvx2ElementwiseF32;
+extern const ElementwiseMicro<bf16> kAvx2ElementwiseBf16;
+extern const ElementwiseMicro<float> kAvx512ElementwiseF32;
+extern const ElementwiseMicro<bf16> kAvx512ElementwiseBf16;
 #elif defined(DDI_NEON)
-extern const ElementwiseMicro<float> kElementwiseNeonF32;
-extern const ElementwiseMicro<bf16> kElementwiseNeonBf16;
+extern const ElementwiseMicro<float> kNeonElementwiseF32;
+extern const ElementwiseMicro<bf16> kNeonElementwiseBf16;
 #endif
 
 // The table for current_isa().

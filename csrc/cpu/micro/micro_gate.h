@@ -28,13 +28,13 @@ struct GateMicro {
   void (*lstm)(const T* gates, const T* c, int64_t hidden, T* c_next, T* h_next);
 };
 
-extern const GateMicro<float> kGateScalarF32;
-extern const GateMicro<double> kGateScalarF64;
+extern const GateMicro<float> kScalarGateF32;
+extern const GateMicro<double> kScalarGateF64;
 #if defined(__x86_64__)
-extern const GateMicro<float> kGateAvx2F32;
-extern const GateMicro<float> kGateAvx512F32;
+extern const GateMicro<float> kAvx2GateF32;
+extern const GateMicro<float> kAvx512GateF32;
 #elif defined(DDI_NEON)
-extern const GateMicro<float> kGateNeonF32;
+extern const GateMicro<float> kNeonGateF32;
 #endif
 
 // The table for current_isa(); float64 is always scalar.

@@ -45,12 +45,12 @@ struct WinogradMicro {
   void (*output[3])(const WinogradOutput& tiles);
 };
 
-extern const WinogradMicro kWinogradScalar;
+extern const WinogradMicro kScalarWinograd;
 #if defined(__x86_64__)
-extern const WinogradMicro kWinogradAvx2;
-extern const WinogradMicro kWinogradAvx512;
+extern const WinogradMicro kAvx2Winograd;
+extern const WinogradMicro kAvx512Winograd;
 #elif defined(__aarch64__) || defined(__arm__)
-extern const WinogradMicro kWinogradNeon;
+extern const WinogradMicro kNeonWinograd;
 #endif
 
 // The table for current_isa().

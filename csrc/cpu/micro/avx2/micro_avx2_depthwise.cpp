@@ -95,7 +95,7 @@ DDI_REGION_END
 
 namespace ddi {
 
-const DepthwiseTileFn<float> kDepthwiseAvx2F32 = run;
+const DepthwiseTileFn<float> kAvx2DepthwiseF32 = run;
 
 }  // namespace ddi
 #endif

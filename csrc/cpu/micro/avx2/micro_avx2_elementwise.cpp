@@ -15,8 +15,8 @@ DDI_REGION_END
 
 namespace ddi {
 
-const ElementwiseMicro<float> kElementwiseAvx2F32 = elementwise_table<Lanes, float>();
-const ElementwiseMicro<bf16> kElementwiseAvx2Bf16 = elementwise_table<Lanes, bf16>();
+const ElementwiseMicro<float> kAvx2ElementwiseF32 = elementwise_table<Lanes, float>();
+const ElementwiseMicro<bf16> kAvx2ElementwiseBf16 = elementwise_table<Lanes, bf16>();
 
 }  // namespace ddi
 #endif

@@ -14,7 +14,7 @@ DDI_REGION_END
 
 namespace ddi {
 
-const GateMicro<float> kGateAvx2F32 = {linear<Lanes>, lstm<Lanes>};
+const GateMicro<float> kAvx2GateF32 = {linear<Lanes>, lstm<Lanes>};
 
 }  // namespace ddi
 #endif

@@ -216,11 +216,13 @@ DDI_REGION_END
 
 namespace ddi {
 
-void conv_tile_amx_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int /*strips: 1*/) {
+void avx512_amx_conv_tile_bf16(const ConvTile<bf16>& tile, int pixels, int panels,
+                               int /*strips: 1*/) {
   amx_tile<TilePairs>(tile, pixels, panels);
 }
 
-void conv_tile_amx_int8(const ConvTile<int8_t>& tile, int pixels, int panels, int /*strips: 1*/) {
+void avx512_amx_conv_tile_int8(const ConvTile<int8_t>& tile, int pixels, int panels,
+                               int /*strips: 1*/) {
   amx_tile<TileBytes>(tile, pixels, panels);
 }
 

@@ -74,8 +74,8 @@ constexpr Micro<bf16> table(int of_one, int of_two, int of_three, int max_strips
 
 const Micro<bf16> kAvx512Bf16 =
     table(16, 12, 7, MultiplyPairs::kMaxStrips, conv_tile<MultiplyPairs>);
-const Micro<bf16> kAvx512DotBf16 = table(16, 14, 9, 4, conv_tile_dot_bf16);
-const Micro<bf16> kAvx512AmxBf16 = table(32, 32, 0, 1, conv_tile_amx_bf16);
+const Micro<bf16> kAvx512DotBf16 = table(16, 14, 9, 4, avx512_dot_conv_tile_bf16);
+const Micro<bf16> kAvx512AmxBf16 = table(32, 32, 0, 1, avx512_amx_conv_tile_bf16);
 
 }  // namespace ddi
 #endif

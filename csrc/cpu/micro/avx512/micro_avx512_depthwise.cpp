@@ -86,7 +86,7 @@ DDI_REGION_END
 
 namespace ddi {
 
-const DepthwiseTileFn<float> kDepthwiseAvx512F32 = run;
+const DepthwiseTileFn<float> kAvx512DepthwiseF32 = run;
 
 }  // namespace ddi
 #endif

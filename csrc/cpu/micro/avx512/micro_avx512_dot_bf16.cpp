@@ -36,7 +36,7 @@ DDI_REGION_END
 
 namespace ddi {
 
-void conv_tile_dot_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips) {
+void avx512_dot_conv_tile_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips) {
   conv_tile<DotPairs>(tile, pixels, panels, strips);
 }
 

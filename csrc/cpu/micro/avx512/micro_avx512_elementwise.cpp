@@ -15,8 +15,8 @@ DDI_REGION_END
 
 namespace ddi {
 
-const ElementwiseMicro<float> kElementwiseAvx512F32 = elementwise_table<Lanes, float>();
-const ElementwiseMicro<bf16> kElementwiseAvx512Bf16 = elementwise_table<Lanes, bf16>();
+const ElementwiseMicro<float> kAvx512ElementwiseF32 = elementwise_table<Lanes, float>();
+const ElementwiseMicro<bf16> kAvx512ElementwiseBf16 = elementwise_table<Lanes, bf16>();
 
 }  // namespace ddi
 #endif

@@ -99,8 +99,8 @@ constexpr Micro<int8_t> table(int of_one, int of_two, int of_three, int max_stri
 
 }  // namespace
 
-const Micro<int8_t> kAvx512Int8 = table(16, 14, 9, 4, conv_tile<DotBytes>);
-const Micro<int8_t> kAvx512AmxInt8 = table(32, 32, 0, 1, conv_tile_amx_int8);
+const Micro<int8_t> kAvx512VnniInt8 = table(16, 14, 9, 4, conv_tile<DotBytes>);
+const Micro<int8_t> kAvx512AmxInt8 = table(32, 32, 0, 1, avx512_amx_conv_tile_int8);
 
 }  // namespace ddi
 #endif

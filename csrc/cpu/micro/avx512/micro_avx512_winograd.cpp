@@ -14,7 +14,7 @@ DDI_REGION_END
 
 namespace ddi {
 
-const WinogradMicro kWinogradAvx512 = {
+const WinogradMicro kAvx512Winograd = {
     {winograd_input<Lanes, 2>, winograd_input<Lanes, 3>, winograd_input<Lanes, 4>},
     {winograd_output<Lanes, 2>, winograd_output<Lanes, 3>, winograd_output<Lanes, 4>}};
 

@@ -104,7 +104,7 @@ constexpr Micro<bf16> table(int pixels, decltype(Micro<bf16>::conv_tile) conv_ti
 
 const Micro<bf16> kNeonBf16 = table(MultiplyPairs::kPixels, conv_tile<MultiplyPairs>);
 #if defined(DDI_NEON_DOT)
-const Micro<bf16> kNeonDotBf16 = table(kNeonDotPixels, conv_tile_neon_dot_bf16);
+const Micro<bf16> kNeonDotBf16 = table(kNeonDotPixels, neon_dot_conv_tile_bf16);
 #endif
 
 }  // namespace ddi

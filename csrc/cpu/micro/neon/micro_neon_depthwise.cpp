@@ -98,7 +98,7 @@ DDI_REGION_END
 
 namespace ddi {
 
-const DepthwiseTileFn<float> kDepthwiseNeonF32 = run;
+const DepthwiseTileFn<float> kNeonDepthwiseF32 = run;
 
 }  // namespace ddi
 #endif

@@ -50,7 +50,7 @@ DDI_REGION_END
 
 namespace ddi {
 
-void conv_tile_neon_dot_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips) {
+void neon_dot_conv_tile_bf16(const ConvTile<bf16>& tile, int pixels, int panels, int strips) {
   conv_tile<DotPairs>(tile, pixels, panels, strips);
 }
 

@@ -54,7 +54,7 @@ DDI_REGION_END
 
 namespace ddi {
 
-void conv_tile_neon_dot_int8(const ConvTile<int8_t>& tile, int pixels, int panels, int strips) {
+void neon_dot_conv_tile_int8(const ConvTile<int8_t>& tile, int pixels, int panels, int strips) {
   conv_tile<DotBytes>(tile, pixels, panels, strips);
 }
 

@@ -20,8 +20,8 @@ DDI_REGION_END
 
 namespace ddi {
 
-const ElementwiseMicro<float> kElementwiseNeonF32 = elementwise_table<Lanes, float>();
-const ElementwiseMicro<bf16> kElementwiseNeonBf16 = elementwise_table<Lanes, bf16>();
+const ElementwiseMicro<float> kNeonElementwiseF32 = elementwise_table<Lanes, float>();
+const ElementwiseMicro<bf16> kNeonElementwiseBf16 = elementwise_table<Lanes, bf16>();
 
 }  // namespace ddi
 #endif

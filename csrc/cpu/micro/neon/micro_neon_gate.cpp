@@ -19,7 +19,7 @@ DDI_REGION_END
 
 namespace ddi {
 
-const GateMicro<float> kGateNeonF32 = {linear<Lanes>, lstm<Lanes>};
+const GateMicro<float> kNeonGateF32 = {linear<Lanes>, lstm<Lanes>};
 
 }  // namespace ddi
 #endif

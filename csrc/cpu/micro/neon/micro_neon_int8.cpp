@@ -136,7 +136,7 @@ constexpr Micro<int8_t> table(int pixels, decltype(Micro<int8_t>::conv_tile) con
 
 const Micro<int8_t> kNeonInt8 = table(MultiplyBytes::kPixels, conv_tile<MultiplyBytes>);
 #if defined(DDI_NEON_DOT)
-const Micro<int8_t> kNeonDotInt8 = table(kNeonDotPixels, conv_tile_neon_dot_int8);
+const Micro<int8_t> kNeonDotInt8 = table(kNeonDotPixels, neon_dot_conv_tile_int8);
 #endif
 
 }  // namespace ddi

@@ -18,7 +18,7 @@ DDI_REGION_END
 
 namespace ddi {
 
-const WinogradMicro kWinogradNeon = {
+const WinogradMicro kNeonWinograd = {
     {winograd_input<Lanes, 2>, winograd_input<Lanes, 3>, winograd_input<Lanes, 4>},
     {winograd_output<Lanes, 2>, winograd_output<Lanes, 3>, winograd_output<Lanes, 4>}};
 

@@ -305,7 +305,7 @@ const Micro<double> kScalarF64 = real_table<double>();
 const Micro<half> kScalarF16 = scalar_table<half>();
 const Micro<bf16> kScalarBf16 = scalar_table<bf16>();
 const Micro<int8_t> kScalarInt8 = scalar_table<int8_t>();
-const DepthwiseTileFn<float> kDepthwiseScalarF32 = run_depthwise<float>;
-const DepthwiseTileFn<double> kDepthwiseScalarF64 = run_depthwise<double>;
+const DepthwiseTileFn<float> kScalarDepthwiseF32 = run_depthwise<float>;
+const DepthwiseTileFn<double> kScalarDepthwiseF64 = run_depthwise<double>;
 
 }  // namespace ddi

@@ -10,7 +10,7 @@
 
 namespace ddi {
 
-const ElementwiseMicro<float> kElementwiseScalarF32 = elementwise_table<Lanes, float>();
-const ElementwiseMicro<bf16> kElementwiseScalarBf16 = elementwise_table<Lanes, bf16>();
+const ElementwiseMicro<float> kScalarElementwiseF32 = elementwise_table<Lanes, float>();
+const ElementwiseMicro<bf16> kScalarElementwiseBf16 = elementwise_table<Lanes, bf16>();
 
 }  // namespace ddi

@@ -44,7 +44,7 @@ void lstm(const T* gates, const T* c, int64_t hidden, T* c_next, T* h_next) {
 
 }  // namespace
 
-const GateMicro<float> kGateScalarF32 = {linear<float>, lstm<float>};
-const GateMicro<double> kGateScalarF64 = {linear<double>, lstm<double>};
+const GateMicro<float> kScalarGateF32 = {linear<float>, lstm<float>};
+const GateMicro<double> kScalarGateF64 = {linear<double>, lstm<double>};
 
 }  // namespace ddi

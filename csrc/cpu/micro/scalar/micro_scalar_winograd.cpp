@@ -9,7 +9,7 @@
 #include "micro/generic/micro_winograd_tiles.h"
 
 namespace ddi {
-const WinogradMicro kWinogradScalar = {
+const WinogradMicro kScalarWinograd = {
     {winograd_input<Lanes, 2>, winograd_input<Lanes, 3>, winograd_input<Lanes, 4>},
     {winograd_output<Lanes, 2>, winograd_output<Lanes, 3>, winograd_output<Lanes, 4>}};
 
