@@ -57,13 +57,13 @@ struct TaskRoom {
     int64_t most = 0;
     for (int c = 0; c < chain.count; ++c) {
       Arena piece = arena;
-      block[c] = BlockRoom<T>(chain.link[c].conv.shape, piece);
+      row_block[c] = RowBlockRoom<T>(chain.link[c].conv.shape, piece);
       most = std::max(most, piece.used() - arena.used());
     }
     arena.take<char>(most);
   }
 
-  BlockRoom<T> block[kMaxChain];
+  RowBlockRoom<T> row_block[kMaxChain];
 };
 
 // What the tasks of one call work in.
@@ -78,7 +78,7 @@ struct Rooms {
     bytes = arena.used();
   }
 
-  const BlockRoom<T>& block(int64_t task, int conv) const { return tasks_[task].block[conv]; }
+  const RowBlockRoom<T>& row_block(int64_t task, int c) const { return tasks_[task].row_block[c]; }
 
   int64_t* order;  // [n], the samples to run
   Piece<T>* pieces;
@@ -148,9 +148,9 @@ int64_t list_kept_samples(const ConvChain<T>& chain, int64_t* order) {
 // The convolutions of a chain, bound to its arguments.
 template <class T>
 struct Convs {
-  Convs(const ConvChain<T>& chain, int64_t min_blocks) {
+  Convs(const ConvChain<T>& chain, int64_t min_row_blocks) {
     for (int c = 0; c < chain.count; ++c) {
-      planner[c].emplace(chain.link[c], min_blocks);
+      planner[c].emplace(chain.link[c], min_row_blocks);
       conv[c].emplace(chain.link[c], *planner[c]);
     }
   }
@@ -166,19 +166,19 @@ void over_samples(const ConvChain<T>& chain, int64_t n, int64_t tasks,
   const int64_t items = n * chain.link[0].conv.shape.groups, *order = rooms.order;
   share(tasks, items, parallel_for, [&](int64_t task, int64_t item) {
     const int64_t sample = order[item % n];
-    // What this task will likely take next: past the last item, a block that does not exist.
+    // What this task will likely take next: past the last item, a row block that does not exist.
     const bool more = item + tasks < items;
     const int64_t later = more ? order[(item + tasks) % n] : sample;
     for (int c = 0; c < chain.count; ++c) {
       ConvPlan<T>& plan = rooms.pieces[task].plan[c];
       if (c > 0) plan.from_stride = rooms.pieces[task].plan[c - 1].to_stride;
       convs.planner[c]->plan(plan, sample, item / n);
-      for (int64_t i = 0; i < plan.blocks; ++i) {
-        const bool last = more && c + 1 == chain.count && i + 1 == plan.blocks;
+      for (int64_t i = 0; i < plan.row_blocks; ++i) {
+        const bool last = more && c + 1 == chain.count && i + 1 == plan.row_blocks;
         const Upcoming<T> next = last
                                      ? convs.conv[0]->upcoming(rooms.pieces[task].plan[0], later, 0)
                                      : convs.conv[c]->upcoming(plan, sample, i + 1);
-        convs.conv[c]->run_block(plan, i, next, rooms.block(task, c));
+        convs.conv[c]->run_row_block(plan, i, next, rooms.row_block(task, c));
         plan.ready = true;
       }
     }
@@ -193,13 +193,13 @@ void over_rows(const ConvChain<T>& chain, int64_t n, int64_t tasks, const Parall
   const int64_t pieces = n * chain.link[0].conv.shape.groups, *order = rooms.order;
   const Convs<T> convs(chain, ceil_div(tasks, pieces));
   for (int c = 0; c < chain.count; ++c) {
-    int64_t panels = 0, blocks = 0;
+    int64_t panels = 0, row_blocks = 0;
     for (int64_t i = 0; i < pieces; ++i) {
       ConvPlan<T>& plan = rooms.pieces[i].plan[c];
       if (c > 0) plan.from_stride = rooms.pieces[i].plan[c - 1].to_stride;
       convs.planner[c]->plan(plan, order[i % n], i / n);
       if (!plan.ready) panels = std::max(panels, plan.n_panels);
-      blocks = std::max(blocks, plan.blocks);
+      row_blocks = std::max(row_blocks, plan.row_blocks);
     }
     if (panels > 0) {
       share(tasks, pieces * panels, parallel_for, [&](int64_t, int64_t item) {
@@ -209,11 +209,12 @@ void over_rows(const ConvChain<T>& chain, int64_t n, int64_t tasks, const Parall
       });
     }
     for (int64_t i = 0; i < pieces; ++i) rooms.pieces[i].plan[c].ready = true;
-    share(tasks, pieces * blocks, parallel_for, [&](int64_t task, int64_t item) {
-      const ConvPlan<T>& plan = rooms.pieces[item / blocks].plan[c];
-      if (item % blocks >= plan.blocks) return;
-      const Upcoming<T> next = convs.conv[c]->upcoming(plan, plan.sample, item % blocks + tasks);
-      convs.conv[c]->run_block(plan, item % blocks, next, rooms.block(task, c));
+    share(tasks, pieces * row_blocks, parallel_for, [&](int64_t task, int64_t item) {
+      const ConvPlan<T>& plan = rooms.pieces[item / row_blocks].plan[c];
+      if (item % row_blocks >= plan.row_blocks) return;
+      const Upcoming<T> next =
+          convs.conv[c]->upcoming(plan, plan.sample, item % row_blocks + tasks);
+      convs.conv[c]->run_row_block(plan, item % row_blocks, next, rooms.row_block(task, c));
     });
   }
   if (!chain.finish) return;

@@ -1,6 +1,6 @@
-// The inputs of a block of output rows, as register tiles and Winograd's transforms read them: open
-// channels only, in [row][column][channel] between zeros for the padding, so that no tile asks
-// where the image ends. With strips, or phases of an image, a few rows become one, interleaved.
+// The inputs of a row block, as register tiles and Winograd's transforms read them: open channels
+// only, in [row][column][channel] between zeros for the padding, so that no tile asks where the
+// image ends. With strips, or phases of an image, a few rows become one, interleaved.
 #pragma once
 
 #include <algorithm>
@@ -32,7 +32,7 @@ class ConvInput {
       : link_(link), a_(link.conv), s_(a_.shape), micro_(micro<T>()), ci_(s_.group_ci()) {}
 
   // The input rows that output rows [y0, y1) of each strip read, to room.in.
-  void copy(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
+  void copy(const ConvPlan<T>& p, int64_t y0, int64_t y1, const RowBlockRoom<T>& room) const {
     if (p.phases > 1) return copy_phases(p, y0, y1, room);
     if (link_.from_interior) return copy_interior(p, y0, y1, room);
     const int64_t rows = (y1 - y0 - 1) * s_.stride_h + s_.window_h();
@@ -52,7 +52,8 @@ class ConvInput {
 
  private:
   // The same of an interior, for strips.
-  void copy_interior(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
+  void copy_interior(const ConvPlan<T>& p, int64_t y0, int64_t y1,
+                     const RowBlockRoom<T>& room) const {
     const int64_t rows = (y1 - y0 - 1) * s_.stride_h + s_.window_h();
     const int64_t row = (s_.w + 2 * s_.pad_w) * p.from_stride, from_rows = s_.h + 2 * s_.pad_h;
     const int64_t step = p.strip_rows * s_.stride_h;
@@ -77,7 +78,8 @@ class ConvInput {
   }
 
   // The same, [column phase][channel][row phase] to a pixel: two neighbouring pixels of two rows.
-  void copy_phases(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
+  void copy_phases(const ConvPlan<T>& p, int64_t y0, int64_t y1,
+                   const RowBlockRoom<T>& room) const {
     const int64_t rows = y1 - y0 + winograd_side(p.winograd) - p.winograd;
     const int64_t columns = s_.w + 2 * s_.pad_w;
     for (int64_t r = 0; r < rows; ++r) {

@@ -1,6 +1,6 @@
-// What follows from the masks of one sample: lists of open channels, the weights that go with them,
-// the walk over the inputs, and how the image is cut. Made by conv_planner.h, followed by
-// gated_conv2d_sample.h.
+// A conv plan is what follows from the masks of one sample: lists of open channels, the weights
+// that go with them, the walk over the inputs, and how the image is cut. Made by conv_planner.h,
+// followed by gated_conv2d_sample.h.
 #pragma once
 
 #include <algorithm>
@@ -12,9 +12,9 @@
 
 namespace ddi {
 
-constexpr int64_t kBlockBytes = 384 * 1024;  // input and output rows of a block, to stay in L2
-constexpr int64_t kGroupBytes = 640 * 1024;  // weight panels of a tile, to stay in L2
-constexpr int64_t kWayBytes = 4096;          // of L1: lines so far apart share a set
+constexpr int64_t kRowBlockBytes = 384 * 1024;  // inputs and outputs, to stay in L2
+constexpr int64_t kGroupBytes = 640 * 1024;     // weight panels of a tile, to stay in L2
+constexpr int64_t kWayBytes = 4096;             // of L1: lines so far apart share a set
 
 // Beyond four panels too few lanes are empty for strips to pay.
 constexpr int64_t kMaxStripChannels = 4 * kLanes;
@@ -70,8 +70,8 @@ struct ConvPlan {
   bool direct_out;                   // tiles write y itself
   bool collide;                      // pixels of a tile fall into the same set of L1
   int64_t row_stride, pixel_stride;  // of what tiles read
-  int64_t strip_rows, block_rows, blocks;
-  const Cell* from = nullptr;  // interiors, where the call has them
+  int64_t strip_rows, block_rows, row_blocks;  // rows of a strip and of a row block
+  const Cell* from = nullptr;                  // interiors, where the call has them
   Cell* to = nullptr;
   int64_t from_stride, to_stride;  // from pixel to pixel
 
@@ -82,9 +82,9 @@ struct ConvPlan {
   }
 };
 
-// What the tiles of a block of output rows read and write.
+// What the tiles of a row block read and write.
 template <class T>
-struct BlockView {
+struct RowBlockView {
   const typename Types<T>::Cell* in;       // window of the first output
   typename Types<T>::Acc* out;             // of the first output
   const typename Types<T>::Acc* residual;  // laid out as `out`, or nullptr

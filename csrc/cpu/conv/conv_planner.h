@@ -1,5 +1,5 @@
-// Makes the plans of one call (conv_plan.h), each once for all samples with equal masks that a task
-// meets in a row.
+// Makes the conv plans of one call (conv_plan.h), each once for all samples with equal masks that a
+// task meets in a row.
 //
 // Weights are compressed only where they must be. If the open outputs are whole panels, as with
 // group sizes that are multiples of kLanes, tiles read the packed panels themselves: they jump from
@@ -66,7 +66,7 @@ class ConvPlanner {
   static constexpr int kPack = Types<T>::kPack;
 
  public:
-  ConvPlanner(const ConvLink<T>& link, int64_t min_blocks)
+  ConvPlanner(const ConvLink<T>& link, int64_t min_row_blocks)
       : link_(link),
         a_(link.conv),
         s_(a_.shape),
@@ -75,10 +75,10 @@ class ConvPlanner {
         taps_(s_.kh * s_.kw),
         in_groups_(ceil_div(s_.ci, a_.in_group_size)),
         out_groups_(ceil_div(s_.co, a_.out_group_size)),
-        min_blocks_(min_blocks) {}
+        min_row_blocks_(min_row_blocks) {}
 
-  // Readies a plan for one convolution group of a sample. What follows from the masks stays valid
-  // from one sample to the next if both have the same.
+  // Readies a conv plan for one convolution group of a sample. What follows from the masks stays
+  // valid from one sample to the next if both have the same.
   void plan(ConvPlan<T>& p, int64_t n, int64_t group) const {
     const bool same = p.sample >= 0 && p.group == group &&
                       compare_bits(a_.in_open, in_groups_, p.sample, n) == 0 &&
@@ -93,7 +93,7 @@ class ConvPlanner {
       plan_input(p);
       plan_rows(p);
       plan_panels(p);
-      plan_blocks(p);
+      plan_row_blocks(p);
     }
     if (!same_epilogue) plan_epilogue(p);
   }
@@ -283,7 +283,7 @@ class ConvPlanner {
     }
   }
 
-  void plan_blocks(ConvPlan<T>& p) const {
+  void plan_row_blocks(ConvPlan<T>& p) const {
     const int64_t out_h = s_.out_h();
     p.strip_rows = ceil_div(out_h, p.strips);
     // What passes are repeated over: of x itself only pixels under the kernel; not y, which is
@@ -296,12 +296,12 @@ class ConvPlanner {
     const int64_t halo = p.winograd > 0 ? winograd_side(p.winograd) - p.winograd
                                         : std::max<int64_t>(s_.window_h() - s_.stride_h, 0);
     const int64_t per_row = std::max<int64_t>(in_rows * in_row + out_row, 1);
-    const int64_t budget = kBlockBytes / static_cast<int64_t>(sizeof(Cell)) - halo * in_row;
+    const int64_t budget = kRowBlockBytes / static_cast<int64_t>(sizeof(Cell)) - halo * in_row;
     const int64_t fit = std::max<int64_t>(std::min(budget / per_row, p.strip_rows), 1);
     // As many for every task that shares them.
-    p.blocks = std::min(round_up(ceil_div(p.strip_rows, fit), min_blocks_), p.strip_rows);
-    p.block_rows = round_up(ceil_div(p.strip_rows, p.blocks), std::max(p.winograd, 1));
-    p.blocks = ceil_div(p.strip_rows, p.block_rows);
+    p.row_blocks = std::min(round_up(ceil_div(p.strip_rows, fit), min_row_blocks_), p.strip_rows);
+    p.block_rows = round_up(ceil_div(p.strip_rows, p.row_blocks), std::max(p.winograd, 1));
+    p.row_blocks = ceil_div(p.strip_rows, p.block_rows);
   }
 
   void plan_epilogue(ConvPlan<T>& p) const {
@@ -323,7 +323,7 @@ class ConvPlanner {
   const ConvLink<T>& link_;
   const GatedConv2d<T>& a_;
   const Conv2dShape& s_;
-  const int64_t ci_, co_, taps_, in_groups_, out_groups_, min_blocks_;
+  const int64_t ci_, co_, taps_, in_groups_, out_groups_, min_row_blocks_;
 };
 
 }  // namespace ddi

@@ -1,5 +1,5 @@
 // What a convolution will read soon, fetched into L2 beside the arithmetic: weights of the next
-// panels, inputs of the next block of rows.
+// panels, inputs of the next row block.
 #pragma once
 
 #include <cstdint>
@@ -35,8 +35,8 @@ class Ahead {
   unsigned count_ = 0, next_ = 0;
 };
 
-// The inputs of the next block, fetched into L2 a few lines with every tile of this one. Only of
-// channels_last images; closed groups that fill lines are left out.
+// The inputs of the next row block, fetched into L2 a few lines with every tile of this one. Only
+// of channels_last images; closed groups that fill lines are left out.
 template <class T>
 class Upcoming {
  public:

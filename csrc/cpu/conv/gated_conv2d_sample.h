@@ -1,12 +1,12 @@
-// One sample (and one convolution group) of gated_conv2d, as its plan says: passes over blocks of
-// output rows, each of which copies the open inputs of the block into a zero-haloed [row][column]
+// One sample (and one convolution group) of gated_conv2d, as its conv plan says: passes over row
+// blocks, each of which copies the open inputs of the row block into a zero-haloed [row][column]
 // [channel] buffer, runs the register tiles, and expands the compact result.
 //
-// Blocking: a block of rows (input and result) is sized to stay in L2 next to the weight panels of
-// one tile; these pass over the block one after the other, so that a panel is read from beyond L2
-// once per block, and from L2 once per tile, which a tile of eight or more pixels hides. Every
-// output element is one chain of multiply-adds over its own inputs in a fixed order, so how rows,
-// tiles and samples are divided cannot change a bit of the result.
+// Blocking: a row block (input and result) is sized to stay in L2 next to the weight panels of one
+// tile; these pass over it one after the other, so that a panel is read from beyond L2 once per row
+// block, and from L2 once per tile, which a tile of eight or more pixels hides. Every output
+// element is one sum of products over its own inputs in a fixed order, so how rows, tiles and
+// samples are divided cannot change a bit of the result.
 #pragma once
 
 #include "conv_input.h"
@@ -14,7 +14,7 @@
 #include "conv_prefetch.h"
 #include "conv_result.h"
 #include "conv_room.h"
-#include "winograd_block.h"
+#include "winograd_row_block.h"
 
 namespace ddi {
 
@@ -42,22 +42,22 @@ class SampleConv {
         ci_(s_.group_ci()),
         co_(s_.group_co()) {}
 
-  // Output rows of one block, from the copy of their inputs to the finished result. Panels that are
-  // not ready are compressed just before they are used, while they are in cache.
-  // Meanwhile the inputs of `next` are fetched.
-  void run_block(const ConvPlan<T>& p, int64_t block, Upcoming<T> next,
-                 const BlockRoom<T>& room) const {
-    const int64_t y0 = block * p.block_rows, y1 = std::min(y0 + p.block_rows, p.strip_rows);
+  // One row block, from the copy of its inputs to the finished result. Panels that are not ready
+  // are compressed just before they are used, while they are in cache. Meanwhile the inputs of
+  // `next` are fetched.
+  void run_row_block(const ConvPlan<T>& p, int64_t row_block, Upcoming<T> next,
+                     const RowBlockRoom<T>& room) const {
+    const int64_t y0 = row_block * p.block_rows, y1 = std::min(y0 + p.block_rows, p.strip_rows);
     if (y0 >= y1) return;
-    if (link_.to_interior) clear_halo(p, block);
+    if (link_.to_interior) clear_halo(p, row_block);
     if (p.out.open > 0) {
       if (!p.direct_in) input_.copy(p, y0, y1, room);
-      const BlockView<T> block_view = view(p, y0, y1, room);
+      const RowBlockView<T> v = view(p, y0, y1, room);
       if (p.winograd == 0) {
-        run_tiles(p, block_view, block == 0, next);
+        run_tiles(p, v, row_block == 0, next);
       } else if constexpr (kHasWinograd<T>) {
         for (int64_t k = 0; k < p.n_panels && !p.ready; ++k) planner_.ready_panel(p, k);
-        WinogradBlock<T>(p, a_, block_view, room.winograd).run();
+        WinogradRowBlock<T>(p, a_, v, room.winograd).run();
       }
     }
     if (link_.to_interior) {
@@ -71,13 +71,13 @@ class SampleConv {
     }
   }
 
-  // Inputs of a block of a sample; `p` says how images are cut.
-  Upcoming<T> upcoming(const ConvPlan<T>& p, int64_t sample, int64_t block) const {
+  // Inputs of a row block of a sample; `p` says how images are cut.
+  Upcoming<T> upcoming(const ConvPlan<T>& p, int64_t sample, int64_t row_block) const {
     const T* x = a_.x + sample * a_.x_stride[0];
     const int64_t row = a_.x_stride[2], step = p.block_rows * s_.stride_h;
     const bool plain = a_.x_stride[1] == 1 && a_.x_stride[3] == s_.ci && p.strips == 1;
     if (!plain || p.group > 0 || link_.from_interior) return {x, x, s_.ci, nullptr, 1};
-    const int64_t first = std::min(block * step, s_.h), last = std::min(first + step, s_.h);
+    const int64_t first = std::min(row_block * step, s_.h), last = std::min(first + step, s_.h);
     const uint8_t* open =
         a_.in_open == nullptr ? nullptr : a_.in_open + sample * ceil_div(s_.ci, a_.in_group_size);
     return {x + first * row, x + last * row, s_.ci, open, a_.in_group_size};
@@ -102,8 +102,9 @@ class SampleConv {
     return p.steps * kLanes * static_cast<int64_t>(sizeof(Cell));
   }
 
-  BlockView<T> view(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
-    BlockView<T> v = {};
+  RowBlockView<T> view(const ConvPlan<T>& p, int64_t y0, int64_t y1,
+                       const RowBlockRoom<T>& room) const {
+    RowBlockView<T> v = {};
     v.rows = y1 - y0;
     v.out_stride = p.direct_out ? a_.out_stride() : p.n_panels * kLanes;
     v.out_row = out_w_ * v.out_stride;
@@ -127,7 +128,8 @@ class SampleConv {
     return v;
   }
 
-  void run_tiles(const ConvPlan<T>& p, const BlockView<T>& v, bool first, Upcoming<T>& next) const {
+  void run_tiles(const ConvPlan<T>& p, const RowBlockView<T>& v, bool first,
+                 Upcoming<T>& next) const {
     ConvTile<T> tile = {};
     tile.pixel_stride = s_.stride_w * p.pixel_stride;
     tile.segment = p.segment;
@@ -158,7 +160,7 @@ class SampleConv {
   }
 
   // What the tiles of the panels from `panel` on will read, unless all weights have come into L2
-  // with the first block and stay there.
+  // with the first row block and stay there.
   void fetch_ahead(const ConvPlan<T>& p, int64_t panel, bool first, Ahead<T>& ahead) const {
     ahead.clear();
     const bool stay = !first && p.n_panels * panel_bytes(p) <= kAheadBytes;
@@ -174,8 +176,8 @@ class SampleConv {
     }
   }
 
-  // All pixels of a block with the panels of one tile. Two rows share a tile where they fit.
-  void run_panels(const ConvPlan<T>& p, ConvTile<T>& tile, int width, const BlockView<T>& v,
+  // All pixels of a row block with the panels of one tile. Two rows share a tile where they fit.
+  void run_panels(const ConvPlan<T>& p, ConvTile<T>& tile, int width, const RowBlockView<T>& v,
                   Ahead<T>& ahead, Upcoming<T>& next) const {
     const int64_t most = micro_.max_pixels[width], in_row = s_.stride_h * p.row_stride;
     // Tiles of a row differ by at most one pixel: a short one would waste what a row saves.
@@ -219,12 +221,12 @@ class SampleConv {
     return p.to + ((y + link_.halo_h) * width + link_.halo_w) * p.to_stride;
   }
 
-  // The zeros around the interior that belong to a block: the sides of its rows and, with the
+  // The zeros around the interior that belong to a row block: the sides of its rows and, with the
   // first, everything above and below.
-  void clear_halo(const ConvPlan<T>& p, int64_t block) const {
+  void clear_halo(const ConvPlan<T>& p, int64_t row_block) const {
     const int64_t side = link_.halo_w * p.to_stride, row = out_w_ * p.to_stride + 2 * side;
     for (int64_t s = 0; s < p.strips; ++s) {
-      const int64_t first = s * p.strip_rows + block * p.block_rows;
+      const int64_t first = s * p.strip_rows + row_block * p.block_rows;
       const int64_t end = std::min((s + 1) * p.strip_rows, out_h_);
       for (int64_t y = first; y < std::min(first + p.block_rows, end); ++y) {
         Cell* pixel = interior_row(p, y);
@@ -232,7 +234,7 @@ class SampleConv {
         std::fill(pixel + row - 2 * side, pixel + row - side, Types<T>::kZero);
       }
     }
-    if (block > 0) return;
+    if (row_block > 0) return;
     std::fill(p.to, p.to + link_.halo_h * row, Types<T>::kZero);
     Cell* below = interior_row(p, out_h_) - side;
     std::fill(below, below + link_.halo_h * row, Types<T>::kZero);
@@ -240,7 +242,7 @@ class SampleConv {
 
   // The rows of each strip to where they belong in the interior, as cells.
   void copy_to_interior(const ConvPlan<T>& p, int64_t y0, int64_t y1,
-                        const BlockRoom<T>& room) const {
+                        const RowBlockRoom<T>& room) const {
     const int64_t row = out_w_ * p.to_stride * Types<T>::kPack, count = (y1 - y0) * row;
     const int64_t strip_stride = round_up(count + kLanes, kLanes);
     const Acc* rows = room.out;
@@ -274,8 +276,8 @@ class SampleConv {
     micro_.expand_pixels(src, kLanes, 1, last, nullptr, false, kLanes, dst + pixels * kLanes);
   }
 
-  // From the compact result of a block to y.
-  void expand(const ConvPlan<T>& p, int64_t y0, int64_t y1, const BlockRoom<T>& room) const {
+  // From the compact result of a row block to y.
+  void expand(const ConvPlan<T>& p, int64_t y0, int64_t y1, const RowBlockRoom<T>& room) const {
     const int64_t src_stride = p.n_panels * kLanes / p.strips;
     const int64_t count = (y1 - y0) * out_w_ * src_stride;
     const int64_t strip_stride = round_up(count + kLanes, kLanes);

@@ -1,7 +1,7 @@
-// A block of output rows by Winograd's transform (winograd.h), from the same compact inputs and to
-// the same places as the register tiles that sum over taps. Open channels cost what they cost
-// there: a position is a product of [tiles][open inputs] with the weights of [open inputs][open
-// outputs], walked by the same register tile, with its lists, runs and strips.
+// A row block by Winograd's transform (winograd.h), from the same compact inputs and to the same
+// places as the register tiles that sum over taps. Open channels cost what they cost there: a
+// position is a product of [tiles][open inputs] with the weights of [open inputs][open outputs],
+// walked by the same register tile, with its lists, runs and strips.
 //
 // Blocking: a few tiles at a time, so that their inputs and products at all positions stay in L2
 // and those of one position in L1, while the weights pass by. Those are fetched some positions
@@ -51,10 +51,10 @@ struct WinogradRoom {
 };
 
 template <class T>
-class WinogradBlock {
+class WinogradRowBlock {
  public:
-  WinogradBlock(const ConvPlan<T>& p, const GatedConv2d<T>& args, const BlockView<T>& view,
-                const WinogradRoom& room)
+  WinogradRowBlock(const ConvPlan<T>& p, const GatedConv2d<T>& args, const RowBlockView<T>& view,
+                   const WinogradRoom& room)
       : p_(p),
         view_(view),
         room_(room),
@@ -189,7 +189,7 @@ class WinogradBlock {
   }
 
   const ConvPlan<T>& p_;
-  const BlockView<T>& view_;
+  const RowBlockView<T>& view_;
   const WinogradRoom& room_;
   const Micro<T>& micro_;
   const int64_t m_, side_;            // outputs and inputs of a tile, along one axis
