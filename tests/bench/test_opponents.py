@@ -20,6 +20,12 @@ NAMES = {
     torch.bfloat16: ["eager", "channels_last", "onednn_prepacked"],
     torch.float16: ["eager", "channels_last", "onednn_prepacked", "onnxruntime"],
 }
+# Whether oneDNN packs weights of a type is up to the CPU, and torch says so.
+PACKED = {
+    torch.float32: True,
+    torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -29,9 +35,8 @@ def test_every_opponent_agrees_with_float64(case, dtype):
         inputs, weight = make_inputs(case, dtype)
         providers, missing = opponents.make_opponents(inputs, weight, case, threads=1)
         assert [*providers] == [name for name in NAMES[dtype] if name not in missing]
-        # Only these are optional, or need a CPU with float16.
-        optional = {"onnxruntime", "openvino"} | ({"onednn_prepacked"} if dtype == torch.float16 else set())
-        assert missing.keys() <= optional
+        assert missing.keys() <= {"onnxruntime", "openvino", "onednn_prepacked"}
+        assert ("onednn_prepacked" in providers) == PACKED[dtype]
         for provider in providers.values():
             assert len(provider.calls) == INPUTS
             for i, x in enumerate(inputs):
