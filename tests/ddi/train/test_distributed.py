@@ -87,8 +87,8 @@ def test_parameters_that_nothing_reads_stay_as_they_were(pair):
     folder, configs, _ = pair
     begin = dict(Trainer(TrainConfig(**configs["gates"]), folder / "begin").model.named_parameters())
     end = load_file(folder / "gates_0.safetensors")
-    assert torch.equal(end["ddi_gates.project.8.weight"], begin["ddi_gates.project.8.weight"])
-    assert not torch.equal(end["ddi_gates.project.4.weight"], begin["ddi_gates.project.4.weight"])
+    assert torch.equal(end["ddi_gates.project.16.weight"], begin["ddi_gates.project.16.weight"])
+    assert not torch.equal(end["ddi_gates.project.8.weight"], begin["ddi_gates.project.8.weight"])
 
 
 @pytest.mark.parametrize("name", ["gates", "joint", "whole"])

@@ -131,10 +131,10 @@ def test_mixed_precision_trains_as_well_and_keeps_float32_weights(tmp_path):
 
 
 def test_a_narrower_network_is_trained_and_saved(tmp_path):
-    values = TINY | {"gates": None, "joint_epochs": 0, "model_kwargs": {"width": 4, "depths": [1, 2, 1]}}
+    values = TINY | {"gates": None, "joint_epochs": 0, "model_kwargs": {"width": 8, "depths": [1, 2, 1]}}
     train(TrainConfig(**values), tmp_path, progress_bar=False)
     model, _ = ddi.load_model(tmp_path / "model.safetensors")
-    assert model.conv1.out_channels == 4 and len(model.layer2) == 2
+    assert model.conv1.out_channels == 8 and len(model.layer2) == 2
 
 
 # Branch classifiers.
