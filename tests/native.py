@@ -12,6 +12,12 @@ from ddi_kernels import backends
 
 ON_ARM = platform.machine() in ("aarch64", "arm64", "armv7l")
 ISAS = ("scalar", "neon") if ON_ARM else ("scalar", "avx2", "avx512")
+# All names, each level with what those before it have.
+LEVELS = {
+    "aarch64": ("scalar", "neon", "neon_dot", "neon_bf16"),
+    "arm64": ("scalar", "neon", "neon_dot", "neon_bf16"),
+    "armv7l": ("scalar", "neon"),
+}.get(platform.machine(), ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx"))
 
 
 def require_native() -> None:
