@@ -1,4 +1,4 @@
-"""Fixtures of all tests: memory that nobody wrote holds NaN, and every implementation by name."""
+"""Fixtures of all tests: seeds, NaN in memory that nobody wrote, and every implementation by name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 from native import ISAS, forced_isa, require_native
+from repeatable import (  # noqa: F401  (pytest takes hooks from here)
+    pytest_configure,
+    pytest_fixture_setup,
+    pytest_make_collect_report,
+    pytest_runtest_setup,
+)
 
 import ddi_kernels
 
