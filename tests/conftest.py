@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -31,6 +32,19 @@ def poisoned_memory() -> Iterator[None]:
     assert torch.empty(3).isnan().all(), "torch no longer fills uninitialized memory"
     yield
     torch.use_deterministic_algorithms(before, warn_only=before_warn)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where trainings and measurements lock each other out (ddi.quiet): the tests' own, not the machine's.
+
+    Else a training of anybody else, or of other tests beside these, would hold up the measurements of these.
+    """
+    folder = str(tmp_path_factory.mktemp("temporary"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.fixture(params=ISAS)
