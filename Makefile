@@ -8,6 +8,7 @@ ENGINE_HEADERS := $(filter csrc/engine/%.h,$(C_SOURCES))
 SOURCES := setup.py pyproject.toml csrc/cuda/nvcc_build.py $(C_SOURCES)
 # The Python that `make check-gpu` runs on: one whose torch sees a GPU. Nothing is installed into it.
 GPU_PYTHON ?= python3
+JOBS := $(shell nproc 2>/dev/null || echo 1)
 # Kernels are checked on one thread and two; more threads than cores only add noise.
 PYTEST := $(BIN)/python -m pytest --durations=10
 
@@ -30,8 +31,8 @@ lint: .venv/built
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 	for cxx in g++ clang++; do if command -v $$cxx >/dev/null; then \
-	  for f in $(CPU_SOURCES); do \
-	    $$cxx -std=c++17 -O1 -Wall -Wextra -Werror -Icsrc/cpu -c $$f -o /dev/null || exit 1; done; \
+	  echo $(CPU_SOURCES) | xargs -n 1 -P $(JOBS) \
+	    $$cxx -std=c++17 -O1 -Wall -Wextra -Werror -Icsrc/cpu -o /dev/null -c || exit 1; \
 	  else echo "lint: $$cxx is not installed, csrc/cpu not compiled with it"; fi; done
 
 format: .venv/built
