@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ GATED = {name: (size, BOTH) for name, size in MODELS.items() if "densenet" not i
     "densenet_bc40": (32, ddi.DenseDDIConfig()),
     "densenet121": (64, ddi.DenseDDIConfig(group_size=5)),
 }
+# Slow ones beside another of their kind: basic blocks, and the layers of a DenseNet.
+SLOW = {"resnet18", "densenet121"}
+
+
+def cases(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in names]
 
 
 def options(dtype: torch.dtype, size: int, channels: int = 3) -> dict[str, Any]:
@@ -44,7 +51,7 @@ def error(got: Tensor, expected: Tensor) -> float:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ERRORS, ids=str)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", cases(MODELS))
 def test_is_near_the_model(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     size, model = MODELS[name], make(name)
     frozen = freeze(model, size, tmp_path, **options(dtype, size))
@@ -57,7 +64,7 @@ def test_is_near_the_model(name: str, dtype: torch.dtype, tmp_path: Path) -> Non
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ERRORS, ids=str)
-@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("name", cases(GATED))
 def test_is_near_the_gated_model(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     size, gates = GATED[name]
     model = make(name, gates)

@@ -45,9 +45,18 @@ def check(model: Any, frozen: engine.Engine, x: Tensor, decisions: Tensor | None
 
 CASES = [(name, size, gates) for name, size in MODELS.items() for gates in GATES]
 CASES += [(name, size, gates) for name, size in DENSENETS.items() for gates in DENSE_GATES]
+# Of large networks, at three to seven seconds each; the small ones have all kinds of gates.
+QUICK = {("resnet18", "both"), ("resnet50", "plain"), ("resnet50", "both"), ("densenet121", "dense 5")}
 
 
-@pytest.mark.parametrize(("name", "size", "gates"), CASES)
+def marks(name: str, gates: str) -> Any:
+    quick = name.startswith(("cifar", "densenet_bc")) or (name, gates) in QUICK
+    return () if quick else pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "gates"), [pytest.param(*case, marks=marks(case[0], case[2])) for case in CASES]
+)
 def test_equals_the_model(name: str, size: int, gates: str, tmp_path: Path) -> None:
     model = make(name, {**GATES, **DENSE_GATES}[gates])
     frozen = freeze(model, size, tmp_path)
