@@ -5,12 +5,12 @@
 #include <vector>
 
 #include "allocations.h"
-#include "gate/gate_plan.h"
+#include "base/isa.h"
 #include "block/gated_block.h"
 #include "block/gated_block_int8.h"
 #include "block/gated_dense_layer.h"
-#include "base/isa.h"
 #include "conv/prepack_conv2d.h"
+#include "gate/gate_plan.h"
 
 namespace {
 

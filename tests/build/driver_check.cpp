@@ -12,8 +12,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "conv/gated_conv2d.h"
 #include "base/isa.h"
+#include "conv/gated_conv2d.h"
 #include "conv/prepack_conv2d.h"
 #if defined(__x86_64__)
 #include "amx_emulation.h"

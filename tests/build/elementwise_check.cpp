@@ -11,10 +11,10 @@
 #include <thread>
 #include <vector>
 
-#include "pixels/activate_pixels.h"
 #include "allocations.h"
-#include "pixels/copy_pixels.h"
 #include "base/isa.h"
+#include "pixels/activate_pixels.h"
+#include "pixels/copy_pixels.h"
 #include "pixels/mean_pixels.h"
 #include "pixels/pool2d.h"
 
