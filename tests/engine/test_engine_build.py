@@ -57,8 +57,8 @@ def test_the_engine_calls_drivers_not_kernels(engine_build: Build) -> None:
     for source in ENGINE_SOURCES:
         listing = run(need("nm"), "-C", "--undefined-only", engine_build.folder / f"{built(source)}.o")
         called |= set(re.findall(r"\bU .*?(ddi::(?!engine::)[\w:]+)", listing.stdout))
-    assert {"ddi::gated_conv2d", "ddi::gated_block", "ddi::gate_plan", "ddi::pool2d"} <= called
-    assert [name for name in called if re.search(r"micro|tile|::k[A-Z]", name)] == []
+    assert {"ddi::gated_conv2d", "ddi::gated_block_int8", "ddi::gate_plan", "ddi::pool2d"} <= called
+    assert [name for name in called if re.search(r"micro|tile|chain|::k[A-Z]", name)] == []
 
 
 def test_the_engine_computes_nothing_itself(engine_build: Build) -> None:
