@@ -21,6 +21,8 @@ CPU_SOURCES = sorted(CPU.rglob("*.cpp"))
 # Of this architecture; test_arm.py has the others.
 OTHERS = "neon" if platform.machine() in ("x86_64", "AMD64") else "avx"
 MICRO_SOURCES = [p for p in CPU_SOURCES if p.stem.startswith("micro_") and OTHERS not in p.stem]
+# The others take half a minute each; `make lint` compiles them, too.
+QUICK = {"micro_scalar", "micro_avx2", "micro_neon"}
 
 
 def run(*command: str | Path, **kwargs) -> subprocess.CompletedProcess[str]:
@@ -76,7 +78,10 @@ def test_intrinsics_are_in_micro_files_only() -> None:
 
 
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
-@pytest.mark.parametrize("source", MICRO_SOURCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "source",
+    [pytest.param(p, id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow) for p in MICRO_SOURCES],
+)
 def test_micro_files_share_no_code(compiler: str, source: Path, tmp_path: Path) -> None:
     # A weak symbol is one that the linker may take from here for the whole library, compiled for
     # instructions that the machine may not have.
