@@ -73,10 +73,11 @@ class SampleConv {
 
   // Inputs of a row block of a sample; `p` says how images are cut.
   Upcoming<T> upcoming(const ConvPlan<T>& p, int64_t sample, int64_t row_block) const {
+    if (p.group > 0 || link_.from_interior) return {nullptr, nullptr, s_.ci, nullptr, 1};
     const T* x = a_.x + sample * a_.x_stride[0];
     const int64_t row = a_.x_stride[2], step = p.block_rows * s_.stride_h;
     const bool plain = a_.x_stride[1] == 1 && a_.x_stride[3] == s_.ci && p.strips == 1;
-    if (!plain || p.group > 0 || link_.from_interior) return {x, x, s_.ci, nullptr, 1};
+    if (!plain) return {x, x, s_.ci, nullptr, 1};
     const int64_t first = std::min(row_block * step, s_.h), last = std::min(first + step, s_.h);
     const uint8_t* open =
         a_.in_open == nullptr ? nullptr : a_.in_open + sample * ceil_div(s_.ci, a_.in_group_size);
