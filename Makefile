@@ -18,11 +18,18 @@ PYTEST := $(BIN)/python -m pytest --durations=10
 demo: .venv/built
 	$(BIN)/ddi demo --out out/demo
 
+# A file a process at a time, on one thread where a test does not ask for more; the engine, which several
+# of them build, is there before they start.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist loadfile
+BUILD_ENGINE := if command -v g++ >/dev/null; then $(MAKE) -j$(JOBS) engine CXX=g++; fi
+
 test: .venv/built
-	$(PYTEST) -m "not slow"
+	$(BUILD_ENGINE)
+	$(SIDE_BY_SIDE) -m "not slow"
 
 test-all: .venv/built
-	$(PYTEST)
+	$(BUILD_ENGINE)
+	$(SIDE_BY_SIDE)
 
 #: clang says where it unrolls no loop that has as many turns as it likes.
 lint: .venv/built
