@@ -51,10 +51,13 @@ def test_none_returns_to_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _C.set_cpu_isa(None) == DEFAULT
 
 
-def test_environment_caps_but_never_raises_the_level() -> None:
-    for isa in LEVELS:
-        expected = min(isa, _C.detected_cpu_isa(), key=LEVELS.index)
-        assert in_new_process(isa).stdout.strip() == expected
+# A process imports torch, seconds: the ends quickly, what lies between in test-all.
+@pytest.mark.parametrize(
+    "isa", [pytest.param(n, marks=() if n in (LEVELS[0], LEVELS[-1]) else pytest.mark.slow) for n in LEVELS]
+)
+def test_environment_caps_but_never_raises_the_level(isa: str) -> None:
+    expected = min(isa, _C.detected_cpu_isa(), key=LEVELS.index)
+    assert in_new_process(isa).stdout.strip() == expected
 
 
 def test_unknown_environment_value_is_ignored_with_a_warning() -> None:

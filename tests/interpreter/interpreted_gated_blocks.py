@@ -74,6 +74,7 @@ FACTORS: dict[str, list[Any]] = {
 }
 IN_PLACE = {"basic": gated_basic_block_, "bottleneck": gated_bottleneck_}
 EACH_BLOCK = pytest.mark.parametrize("block", BLOCKS)
+SEEDS = [pytest.param(n, marks=pytest.mark.slow if n >= 3 else ()) for n in range(10)]
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +101,7 @@ def test_equals_dense_where_kept(block, changes):
 
 
 @EACH_BLOCK
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_equals_dense_times_mask_drawn(block, seed):
     rng = random.Random(seed)
     check(Case(**{name: rng.choice(values) for name, values in FACTORS.items()}), *BLOCKS[block])

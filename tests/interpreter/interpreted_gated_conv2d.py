@@ -70,6 +70,7 @@ FACTORS: dict[str, list[Any]] = {
     "relu": [True, False],
     "dtype": DTYPES,
 }
+SEEDS = [pytest.param(n, marks=pytest.mark.slow if n >= 20 else ()) for n in range(45)]
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +107,7 @@ def test_equals_dense_times_mask(changes, dtype):
     check(make(**changes, dtype=dtype))
 
 
-@pytest.mark.parametrize("seed", range(45))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_equals_dense_times_mask_drawn(seed):
     check(make(**draw(seed)), seed)
 

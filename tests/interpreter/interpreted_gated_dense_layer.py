@@ -50,6 +50,7 @@ FACTORS: dict[str, list[Any]] = {
     "pool": [True, False],
     "dtype": [torch.float32, torch.float16, torch.bfloat16],
 }
+SEEDS = [pytest.param(n, marks=pytest.mark.slow if n >= 4 else ()) for n in range(10)]
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,7 @@ def test_equals_dense_times_mask(form, changes):
 
 
 @FORMS
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_equals_dense_times_mask_drawn(form, seed):
     rng = random.Random(seed)
     form(make(**{name: rng.choice(values) for name, values in FACTORS.items()}))

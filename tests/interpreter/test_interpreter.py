@@ -23,12 +23,14 @@ import ddi_kernels  # noqa: F401, registers the operators
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FILES = sorted(HERE.glob("interpreted_*.py"))
+LONGER = [file for file in FILES if "mark.slow" in file.read_text()]
 
 
-def interpret(file: Path) -> subprocess.CompletedProcess[str]:
+def interpret(file: Path, marked: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(ROOT), *sys.path])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", file]
+    options = ["-q", "-p", "no:cacheprovider", "--tb=short", "-m", marked]
+    command = [sys.executable, "-m", "pytest", *options, file]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
@@ -42,7 +44,7 @@ def runs(request) -> Iterator[dict[Path, Future]]:
         if getattr(i, "originalname", "") == "test_interpreted"
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {file: pool.submit(interpret, file) for file in asked}
+        yield {file: pool.submit(interpret, file, "not slow") for file in asked}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
@@ -51,6 +53,14 @@ def test_interpreted(file: Path, runs: dict[Path, Future]) -> None:
     assert run.returncode == 0, run.stdout[-20000:] + run.stderr[-5000:]
     summary = run.stdout.splitlines()[-1]
     assert re.search(r"\b[1-9]\d* passed", summary) and "skipped" not in summary, summary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", LONGER, ids=lambda path: path.stem)
+def test_more_is_interpreted(file: Path) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    run = interpret(file, "slow")
+    assert run.returncode == 0, run.stdout[-20000:] + run.stderr[-5000:]
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "ddi_kernels" / "triton").glob("*.py")), ids=lambda p: p.stem)

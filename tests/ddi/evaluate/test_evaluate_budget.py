@@ -79,7 +79,10 @@ def test_mistakes(checkpoint, tmp_path, capsys):
 def test_sweep(checkpoint, tmp_path, capsys):
     pytest.importorskip("ddi_kernels._engine", reason="ddi_kernels._engine is not built")
     pytest.importorskip("matplotlib")
-    assert main(["eval", str(checkpoint), "--sweep", str(tmp_path), "--split", "validation"]) == 0
+    assert (
+        main(["eval", str(checkpoint), "--sweep", str(tmp_path), "--split", "validation", "--batch", "8"])
+        == 0
+    )
     rows = json.loads((tmp_path / "sweep.json").read_text())["rows"]
     assert [row["resource"] for row in rows] == ["macs"] * 9 + ["joules"] * 9 + ["ms"] * 9 + [
         "confidence"

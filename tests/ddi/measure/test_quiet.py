@@ -15,7 +15,7 @@ pytest.importorskip("fcntl")
 HOLD = """
 import sys, time, tempfile
 tempfile.tempdir = sys.argv[2]
-from ddi import quiet
+from ddi.measure import quiet
 with getattr(quiet, sys.argv[1])():
     print("held", flush=True)
     time.sleep(60)

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from tiny_training import TINY, same, weights
+from tiny_training import NARROW, TINY, same, weights
 
 import ddi
 from ddi.checkpoint import CheckpointError, read_tensors, write_tensors
@@ -123,6 +123,12 @@ def test_unknown_key():
         TrainConfig.from_dict({"epochs": 3})
 
 
+def test_mixed_precision_keeps_float32_weights(tmp_path):
+    train(TrainConfig(**NARROW | {"joint_epochs": 0, "precision": "bf16"}), tmp_path, progress_bar=False)
+    assert {t.dtype for n, t in weights(tmp_path).items() if "num_batches" not in n} == {torch.float32}
+
+
+@pytest.mark.slow  # minutes where bfloat16 is emulated
 def test_mixed_precision_trains_as_well_and_keeps_float32_weights(tmp_path):
     values = TINY | {"gates_epochs": 1, "joint_epochs": 3, "batch_size": 64, "backbone_epochs": 4}
     last = train(TrainConfig(**values, precision="bf16", mac_target=0.8), tmp_path, progress_bar=False)
