@@ -20,7 +20,7 @@ from ..gating.site import Gate, GateSite
 from .resource import Resource, open_pairs
 from .shapes import ungated
 
-__all__ = ["Macs", "conv_macs", "conv_output_size", "dense_macs"]
+__all__ = ["Macs", "conv_macs", "dense_macs"]
 
 
 def conv_macs(conv: nn.Conv2d, size: Sequence[int]) -> int:
